@@ -1,0 +1,117 @@
+"""Run BGE (BAAI General Embedding) models in process: one shared copy of each set of weights, one queue.
+
+The names below are imported on first use, so that `import bge_runtime` costs milliseconds and no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from bge_runtime.errors import (
+    BackendError,
+    BGEError,
+    ConfigurationError,
+    EngineStoppedError,
+    HubUnreachableError,
+    InputError,
+    InputTooLongError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    UnknownArgumentError,
+    UnsafeWeightsError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    from bge_runtime.devices import DeviceChoice, choose_device
+    from bge_runtime.embedder import Embedder
+    from bge_runtime.hub import download, locate
+    from bge_runtime.loading import LoadedModelInfo, loaded_models, stats, unload_models
+    from bge_runtime.ranking import Ranked, order_scores
+    from bge_runtime.reranker import Reranker
+    from bge_runtime.spec import (
+        DEFAULT_EMBEDDER,
+        DEFAULT_OFFLINE_MODEL,
+        DEFAULT_RERANKER,
+        ModelSpec,
+        get_spec,
+        list_models,
+        register_model,
+    )
+
+try:
+    __version__ = version("bge-integrations")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+_HOME = {
+    "DEFAULT_EMBEDDER": "spec",
+    "DEFAULT_OFFLINE_MODEL": "spec",
+    "DEFAULT_RERANKER": "spec",
+    "DeviceChoice": "devices",
+    "Embedder": "embedder",
+    "LoadedModelInfo": "loading",
+    "ModelSpec": "spec",
+    "Ranked": "ranking",
+    "Reranker": "reranker",
+    "choose_device": "devices",
+    "download": "hub",
+    "get_spec": "spec",
+    "list_models": "spec",
+    "loaded_models": "loading",
+    "locate": "hub",
+    "order_scores": "ranking",
+    "register_model": "spec",
+    "stats": "loading",
+    "unload_models": "loading",
+}
+
+__all__ = [
+    "DEFAULT_EMBEDDER",
+    "DEFAULT_OFFLINE_MODEL",
+    "DEFAULT_RERANKER",
+    "BGEError",
+    "BackendError",
+    "ConfigurationError",
+    "DeviceChoice",
+    "Embedder",
+    "EngineStoppedError",
+    "HubUnreachableError",
+    "InputError",
+    "InputTooLongError",
+    "LoadedModelInfo",
+    "ModelNotFoundError",
+    "ModelSpec",
+    "OutOfMemoryError",
+    "Ranked",
+    "Reranker",
+    "UnknownArgumentError",
+    "UnsafeWeightsError",
+    "UnsupportedModelError",
+    "choose_device",
+    "download",
+    "get_spec",
+    "list_models",
+    "loaded_models",
+    "locate",
+    "order_scores",
+    "register_model",
+    "stats",
+    "unload_models",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

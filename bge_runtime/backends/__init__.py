@@ -1,0 +1,32 @@
+"""Ways of executing a model, one file each."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from bge_runtime.backends.base import Backend, LoadRequest, Output
+from bge_runtime.errors import ConfigurationError
+
+__all__ = ["BACKENDS", "Backend", "LoadRequest", "Output", "check_backend", "load_backend"]
+
+# Name -> module that defines `load(request: LoadRequest) -> Backend`.
+BACKENDS = {"torch": "bge_runtime.backends.torch"}
+
+
+def check_backend(name: str) -> str:
+    """Return the backend that `name` stands for; `auto` chooses.
+
+    Raises:
+        ConfigurationError: There is no such backend.
+    """
+    if name == "auto":
+        return "torch"
+    if name not in BACKENDS:
+        raise ConfigurationError(f"backend={name!r} is not known. Use 'auto' or {', '.join(map(repr, BACKENDS))}.")
+    return name
+
+
+def load_backend(name: str, request: LoadRequest) -> Backend:
+    """Load weights into the named backend."""
+    backend: Backend = import_module(BACKENDS[name]).load(request)
+    return backend

@@ -1,0 +1,71 @@
+"""What the runtime asks of a way of executing a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from bge_runtime.tokenizing import Tokenizing, TokenSequence
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Backend", "LoadRequest", "Output"]
+
+# What a forward pass returns for each input:
+#   cls, mean, last, model   one vector, float32 [dimension], not normalised
+#   tokens                   a vector per token, float32 [tokens, dimension], special tokens included
+#   score                    one raw logit, float32 []
+Output = Literal["cls", "mean", "last", "model", "tokens", "score"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadRequest:
+    """Everything that loading weights needs.
+
+    Attributes:
+        folder: Folder with the model's files.
+        task: `embed` for token states and vectors, `score` for a classification head.
+        device: Device name.
+        dtype: Number format of the weights.
+        trust_remote_code: Whether the folder's own Python code may run.
+        pickled_weights: Whether the weights are to be read from pickle files (with `weights_only=True`).
+        model_kwargs: Extra arguments for the transformers model.
+        processor_kwargs: Extra arguments for the tokenizer.
+        config_kwargs: Extra arguments for the configuration.
+    """
+
+    folder: Path
+    task: Literal["embed", "score"]
+    device: str
+    dtype: str
+    trust_remote_code: bool = False
+    pickled_weights: bool = False
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    config_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """A loaded model. Only its own worker thread calls `forward`.
+
+    Attributes:
+        tokenizing: The model's tokenizer.
+        parameters: Number of weights in memory.
+        bytes: Size of the weights in memory.
+    """
+
+    tokenizing: Tokenizing
+    parameters: int
+    bytes: int
+
+    def forward(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
+        """Run one batch and return one array per input, in input order.
+
+        Raises:
+            OutOfMemoryError: The batch does not fit; the engine halves it and tries again.
+        """
+        ...

@@ -1,0 +1,139 @@
+"""The forward pass of sentence-transformers, for any architecture that it loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+from bge_runtime.backends.base import LoadRequest, Output
+from bge_runtime.errors import BackendError, OutOfMemoryError, UnsupportedModelError
+from bge_runtime.tokenizing import Tokenizing, TokenSequence
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["TorchBackend", "load"]
+
+
+def load(request: LoadRequest) -> TorchBackend:
+    """Load a model folder through sentence-transformers."""
+    model_class = SentenceTransformer if request.task == "embed" else CrossEncoder
+    model_kwargs = {
+        "dtype": getattr(torch, request.dtype),
+        "use_safetensors": not request.pickled_weights,
+        "weights_only": True,
+        **request.model_kwargs,
+    }
+    model = model_class(
+        str(request.folder),
+        device=request.device,
+        trust_remote_code=request.trust_remote_code,
+        local_files_only=True,
+        model_kwargs=model_kwargs,
+        processor_kwargs=dict(request.processor_kwargs) or None,
+        config_kwargs=dict(request.config_kwargs) or None,
+    )
+    return TorchBackend(model, str(request.folder))
+
+
+class TorchBackend:
+    """A sentence-transformers model whose inputs are token ids and whose pooling is ours to choose."""
+
+    def __init__(self, model: SentenceTransformer | CrossEncoder, name: str) -> None:
+        """Wrap a loaded model."""
+        transformer = model[0]
+        fast = getattr(getattr(transformer, "tokenizer", None), "backend_tokenizer", None)
+        if not isinstance(transformer, Transformer) or fast is None:
+            raise UnsupportedModelError(
+                f"Model {name!r} starts with {type(transformer).__name__}; only transformer models "
+                "with a fast tokenizer run here. Use sentence-transformers directly for it."
+            )
+        model.eval()
+        self._transformer = transformer
+        self._tail = [module for module in list(model)[1:] if not isinstance(module, Normalize)]
+        pooling = next((module for module in self._tail if isinstance(module, Pooling)), None)
+        if pooling is not None and not pooling.include_prompt:
+            raise UnsupportedModelError(
+                f"Model {name!r} leaves its prompt out of the pooling, which is not supported. "
+                "Use sentence-transformers directly for it."
+            )
+        self._device = model.device
+        self._pad_id = int(transformer.tokenizer.pad_token_id or 0)
+        weights = list(model.parameters())
+        self.tokenizing = Tokenizing(fast)
+        self.parameters = sum(weight.numel() for weight in weights)
+        self.bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+
+    def forward(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
+        """Run one padded batch; see `Backend.forward`."""
+        try:
+            with torch.inference_mode():
+                return self._run(batch, output)
+        except torch.OutOfMemoryError as error:
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfMemoryError(f"{len(batch)} texts do not fit in the memory of {self._device}.") from error
+        except RuntimeError as error:
+            # The CPU allocator and MPS raise plain RuntimeError.
+            if "not enough memory" in str(error) or "out of memory" in str(error):
+                raise OutOfMemoryError(f"{len(batch)} texts do not fit in the memory of {self._device}.") from error
+            raise BackendError(f"The forward pass failed: {error}") from error
+
+    def _run(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
+        features = self._pad(batch)
+        mask = features["attention_mask"]
+        features = self._transformer(features)
+        if output == "score":
+            return list(_one_logit(features["scores"]).float().cpu().numpy())
+        if output == "model":
+            for module in self._tail:
+                features = module(features)
+            return list(features["sentence_embedding"].float().cpu().numpy())
+        states = features["token_embeddings"]
+        if output == "tokens":
+            rows = states.float().cpu().numpy()
+            return [row[: len(sequence.ids)] for row, sequence in zip(rows, batch, strict=True)]
+        return list(_pool(states, mask, output).cpu().numpy())
+
+    def _pad(self, batch: Sequence[TokenSequence]) -> dict[str, Any]:
+        longest = max(len(sequence.ids) for sequence in batch)
+        shape = (len(batch), longest)
+        ids = np.full(shape, self._pad_id, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        types = np.zeros(shape, dtype=np.int64)
+        for row, sequence in enumerate(batch):
+            length = len(sequence.ids)
+            ids[row, :length] = sequence.ids
+            mask[row, :length] = 1
+            types[row, :length] = sequence.type_ids
+        features = {"input_ids": ids, "attention_mask": mask}
+        if types.any():
+            features["token_type_ids"] = types
+        return {name: torch.from_numpy(array).to(self._device) for name, array in features.items()}
+
+
+def _pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Return one float32 vector per row of `states` [n, length, dimension], right-padded."""
+    if pooling == "cls":
+        return states[:, 0].float()
+    if pooling == "last":
+        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1].float()
+    weights = mask.unsqueeze(-1).to(torch.float32)
+    return (states.float() * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+def _one_logit(logits: torch.Tensor) -> torch.Tensor:
+    """Return one float32 logit per row; two labels become the log-odds of the second."""
+    if logits.ndim == 1 or logits.shape[1] == 1:
+        return logits.reshape(len(logits)).float()
+    if logits.shape[1] == 2:
+        return logits[:, 1].float() - logits[:, 0].float()
+    raise UnsupportedModelError(
+        f"The classifier has {logits.shape[1]} labels; a reranker has one, or two of which the second means relevant."
+    )

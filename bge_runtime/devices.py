@@ -1,0 +1,169 @@
+"""Which device and number format a model runs on, and why."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bge_runtime.errors import ConfigurationError, OutOfMemoryError
+
+__all__ = ["Accelerators", "DeviceChoice", "check_memory", "choose_device", "default_batch_tokens"]
+
+DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_ALIASES = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "float": "float32",
+    "half": "float16",
+    "auto": None,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accelerators:
+    """What this machine offers.
+
+    Attributes:
+        cuda: Compute capability of each CUDA device, in index order.
+        mps: Whether Apple's Metal backend works.
+    """
+
+    cuda: tuple[tuple[int, int], ...] = ()
+    mps: bool = False
+
+    @classmethod
+    def detect(cls) -> Accelerators:
+        """Ask torch."""
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return cls(
+            cuda=tuple(torch.cuda.get_device_capability(index) for index in range(count)),
+            mps=torch.backends.mps.is_available(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceChoice:
+    """A device, a number format, and the reason for both."""
+
+    device: str
+    dtype: str
+    reason: str
+
+
+def choose_device(
+    device: str | None = None, dtype: str | None = None, *, accelerators: Accelerators | None = None
+) -> DeviceChoice:
+    """Choose where a model runs: cuda, then mps, then cpu; half precision on GPUs, float32 on CPUs.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:N`, `mps`, or `None` to choose.
+        dtype: `float32`, `float16`, `bfloat16`, or `None` to choose.
+        accelerators: What the machine offers; `None` asks torch.
+
+    Raises:
+        ConfigurationError: The name is unknown or the device is not there.
+    """
+    named_dtype = check_dtype(dtype)
+    found = accelerators or Accelerators.detect()
+    name, why_device = _pick_device(device, found)
+    chosen, why_dtype = (named_dtype, f"{named_dtype} as asked") if named_dtype else _pick_dtype(name, found)
+    return DeviceChoice(device=name, dtype=chosen, reason=f"{why_device}; {why_dtype}")
+
+
+def check_device_name(device: str | None) -> str | None:
+    """Return the device name in lower case; raise `ConfigurationError` when it is none that we know."""
+    if device is None or device == "auto":
+        return None
+    if isinstance(device, str) and re.fullmatch(r"cpu|mps|cuda(:\d+)?", device.lower()):
+        return device.lower()
+    raise ConfigurationError(f"device={device!r} is not known. Use 'cpu', 'cuda', 'cuda:0', 'mps', or None to choose.")
+
+
+def check_dtype(dtype: str | None) -> str | None:
+    """Return the dtype's full name; torch dtypes are accepted by their name."""
+    name = str(dtype).removeprefix("torch.").lower() if dtype is not None else "auto"
+    name = _ALIASES.get(name, name) or "auto"
+    if name == "auto":
+        return None
+    if name not in DTYPES:
+        raise ConfigurationError(
+            f"dtype={dtype!r} is not known. Use {', '.join(map(repr, DTYPES))}, or None to choose."
+        )
+    return name
+
+
+def default_batch_tokens(device: str) -> int:
+    """Return the padded tokens of one forward pass that run best on a kind of device.
+
+    Small budgets win on CPUs, where large activations leave the cache; GPUs need large ones to be busy.
+    """
+    return 4096 if device == "cpu" else 65536
+
+
+def check_memory(device: str, needed: int, what: str, *, free: int | None = None) -> None:
+    """Refuse weights that cannot fit.
+
+    Args:
+        device: Device name.
+        needed: Bytes of the weights in their number format.
+        what: Model name for the message.
+        free: Free bytes; `None` asks the device.
+
+    Raises:
+        OutOfMemoryError: Says both figures.
+    """
+    free = _free_bytes(device) if free is None else free
+    if free is not None and needed > free:
+        raise OutOfMemoryError(
+            f"{what!r} needs {needed / 1e9:.2f} GB for its weights and {device!r} has {free / 1e9:.2f} GB free. "
+            "Use a smaller model, dtype='bfloat16', another device, or unload other models."
+        )
+
+
+def _free_bytes(device: str) -> int | None:
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if device == "cpu" and os.name == "posix" and meminfo.exists():
+        match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"))
+        return int(match.group(1)) * 1024 if match else None
+    return None
+
+
+def _pick_device(device: str | None, found: Accelerators) -> tuple[str, str]:
+    name = check_device_name(device)
+    if name is None:
+        if found.cuda:
+            return "cuda:0", f"first of {len(found.cuda)} CUDA device(s)"
+        if found.mps:
+            return "mps", "Metal is available and CUDA is not"
+        return "cpu", "no CUDA or Metal device"
+    if name.startswith("cuda"):
+        index = int(name.partition(":")[2] or 0)
+        if index >= len(found.cuda):
+            raise ConfigurationError(
+                f"device={device!r} is not there: {len(found.cuda)} CUDA device(s) found. Use None to choose."
+            )
+        return f"cuda:{index}", f"cuda:{index} as asked"
+    if name == "mps" and not found.mps:
+        raise ConfigurationError("device='mps' is not there: torch finds no Metal backend. Use None to choose.")
+    return name, f"{name} as asked"
+
+
+def _pick_dtype(device: str, found: Accelerators) -> tuple[str, str]:
+    if device.startswith("cuda"):
+        major, minor = found.cuda[int(device.partition(":")[2])]
+        # float16 before bfloat16: three more bits of mantissa, and the authors publish float16 results.
+        if major >= 7:
+            return "float16", f"float16 because compute capability {major}.{minor} is fast in it"
+        return "float32", f"float32 because compute capability {major}.{minor} is slow in half precision"
+    if device == "mps":
+        return "float16", "float16 is Metal's fast format"
+    return "float32", "float32 is exact, and half precision is no faster on most CPUs"

@@ -1,0 +1,301 @@
+"""One queue and one worker per loaded model.
+
+Calls from any thread or event loop become jobs. The worker forms each batch from whatever is queued, so
+that concurrent small calls share a forward pass without waiting for a timer; work marked as bulk is done a
+batch at a time, behind interactive work.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from bge_runtime.backends.base import Backend, Output
+from bge_runtime.batching import fits
+from bge_runtime.counters import Counters
+from bge_runtime.errors import BackendError, BGEError, EngineStoppedError, OutOfMemoryError
+from bge_runtime.tokenizing import TokenSequence
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Engine", "Job"]
+
+logger = logging.getLogger("bge_runtime")
+
+MAX_QUEUED_TOKENS = 8_000_000
+# A steady stream of queries must not starve an ingestion.
+INTERACTIVE_BATCHES_IN_A_ROW = 16
+
+
+class Job:
+    """The inputs of one call, taken longest first, and the place where their results gather."""
+
+    def __init__(
+        self,
+        sequences: Sequence[TokenSequence],
+        output: Output,
+        *,
+        batch_tokens: int,
+        batch_size: int | None = None,
+        bulk: bool = False,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> None:
+        """Describe the work; `Engine.submit` starts it.
+
+        Args:
+            sequences: Token sequences; results come back in this order.
+            output: What to return for each.
+            batch_tokens: Most padded tokens of one forward pass.
+            batch_size: Most inputs of one forward pass.
+            bulk: Whether interactive work goes first.
+            on_progress: Called on the worker with the number of inputs just finished.
+        """
+        self.future: Future[list[NDArray[np.float32]]] = Future()
+        self.sequences = sequences
+        self.output = output
+        self.batch_tokens = batch_tokens
+        self.batch_size = batch_size
+        self.bulk = bulk
+        self.tokens = sum(len(sequence.ids) for sequence in sequences)
+        self.queued_at = time.perf_counter()
+        self._on_progress = on_progress
+        self._results: list[Any] = [None] * len(sequences)
+        self._waiting = deque(sorted(range(len(sequences)), key=lambda index: -len(sequences[index].ids)))
+        self._missing = len(sequences)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether inputs are left to compute for somebody who still wants them."""
+        return bool(self._waiting) and not self.future.done()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no result has been delivered yet."""
+        return self._missing == len(self.sequences)
+
+    def next_length(self) -> int:
+        """Return the number of tokens of the next input."""
+        return len(self.sequences[self._waiting[0]].ids)
+
+    def take(self) -> int:
+        """Return the index of the next input."""
+        return self._waiting.popleft()
+
+    def put_back(self, indices: Sequence[int]) -> None:
+        """Undo `take` for these indices, in their order."""
+        self._waiting.extendleft(reversed(indices))
+
+    def deliver(self, results: Sequence[tuple[int, NDArray[np.float32]]]) -> None:
+        """Store results; the last one completes the call."""
+        for index, value in results:
+            self._results[index] = value
+        self._missing -= len(results)
+        if self._on_progress is not None and not self.future.done():
+            self._on_progress(len(results))
+        if not self._missing:
+            with suppress(InvalidStateError):
+                self.future.set_result(self._results)
+
+    def fail(self, error: BaseException) -> None:
+        """Give the caller an error."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+Batch = list[tuple[Job, int]]
+
+
+class Engine:
+    """Serialises the forward passes of one model; safe from any number of threads and event loops."""
+
+    def __init__(self, backend: Backend, name: str, counters: Counters | None = None) -> None:
+        """Wrap a loaded model; the worker starts with the first job."""
+        self.name = name
+        self._backend = backend
+        self._counters = counters or Counters()
+        self._interactive: deque[Job] = deque()
+        self._bulk: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._queued_tokens = 0
+        self._in_a_row = 0
+        self._worker: threading.Thread | None = None
+        self._closed = False
+        self._fitting_tokens: int | None = None  # lowered for good when memory runs out
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def submit(self, job: Job) -> Job:
+        """Queue a job; blocks while the queue is full.
+
+        Raises:
+            EngineStoppedError: The engine is closed.
+        """
+        if not job.sequences:
+            job.future.set_result([])
+            return job
+        with self._changed:
+            while self._queued_tokens > MAX_QUEUED_TOKENS and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                raise EngineStoppedError(f"Model {self.name!r} was unloaded while the call was on its way. Call again.")
+            (self._bulk if job.bulk else self._interactive).append(job)
+            self._queued_tokens += job.tokens
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name=f"bge-{self.name}", daemon=True)
+                self._worker.start()
+            self._changed.notify_all()
+        return job
+
+    def close(self) -> None:
+        """Fail what is pending and end the worker, after the batch that it is computing."""
+        with self._changed:
+            self._closed = True
+            worker = self._worker
+            self._changed.notify_all()
+        if worker is not None and worker is not threading.current_thread():
+            worker.join()
+        self._fail_all(EngineStoppedError(f"Model {self.name!r} was unloaded while the call was pending. Call again."))
+
+    def renew(self, counters: Counters) -> Engine:
+        """Return an engine over the same weights with a queue and a worker of its own, for a forked child."""
+        return Engine(self._backend, self.name, counters)
+
+    def _work(self) -> None:
+        try:
+            while self._step():
+                pass
+        except BaseException as error:  # whatever ends the worker must reach those who wait for it
+            logger.exception("The worker of %r ended.", self.name)
+            stopped = EngineStoppedError(
+                f"The worker of model {self.name!r} ended ({type(error).__name__}: {error}) while the call was pending. "
+                "Call again; a new worker starts."
+            )
+            stopped.__cause__ = error
+            self._fail_all(stopped)
+
+    def _step(self) -> bool:
+        """Do one batch. A method of its own, so that an idle worker holds no results."""
+        batch = self._next_batch()
+        if batch is not None:
+            self._compute(batch)
+        return batch is not None
+
+    def _fail_all(self, error: BGEError) -> None:
+        with self._changed:
+            jobs = [*self._interactive, *self._bulk]
+            self._interactive.clear()
+            self._bulk.clear()
+            self._queued_tokens = 0
+            self._worker = None
+            self._changed.notify_all()
+        for job in jobs:
+            job.fail(error)
+
+    def _next_batch(self) -> Batch | None:
+        with self._changed:
+            while True:
+                if self._closed:
+                    return None
+                self._drop_finished()
+                if self._interactive or self._bulk:
+                    return self._form_batch()
+                self._changed.wait()
+
+    def _drop_finished(self) -> None:
+        for queue in (self._interactive, self._bulk):
+            for job in [job for job in queue if not job.waiting]:
+                queue.remove(job)
+                self._queued_tokens -= job.tokens
+                self._changed.notify_all()
+
+    def _form_batch(self) -> Batch:
+        bulk_turn = bool(self._bulk) and (not self._interactive or self._in_a_row >= INTERACTIVE_BATCHES_IN_A_ROW)
+        queue = self._bulk if bulk_turn else self._interactive
+        self._in_a_row = 0 if bulk_turn else self._in_a_row + 1
+        head = queue[0]
+        budget = min(head.batch_tokens, self._fitting_tokens or head.batch_tokens)
+        batch: Batch = []
+        longest = 0
+        for job in queue:
+            if (job.output, job.batch_size) != (head.output, head.batch_size):
+                continue
+            while job.waiting:
+                longest = max(longest, job.next_length())
+                if not fits(len(batch) + 1, longest, budget, head.batch_size):
+                    break
+                batch.append((job, job.take()))
+            if job.waiting:  # first come, first served: nobody overtakes a job that did not fit
+                break
+        if bulk_turn:
+            queue.rotate(-1)  # callers take turns
+        return batch
+
+    def _compute(self, batch: Batch) -> None:
+        sequences = [job.sequences[index] for job, index in batch]
+        padded = len(sequences) * max(len(sequence.ids) for sequence in sequences)
+        parts = _by_job(batch)
+        started = time.perf_counter()
+        try:
+            rows = self._backend.forward(sequences, batch[0][0].output)
+        except OutOfMemoryError as error:
+            self._shrink(batch, padded, error)
+            return
+        except Exception as error:
+            self._isolate(batch, parts, error)
+            return
+        self._counters.add(
+            batches=1,
+            merged_batches=len(parts) > 1,
+            inputs=len(batch),
+            tokens=sum(len(sequence.ids) for sequence in sequences),
+            padded_tokens=padded,
+            compute_s=time.perf_counter() - started,
+            queue_s=sum(started - job.queued_at for job in parts if job.untouched),
+        )
+        results = dict(zip([(job, index) for job, index in batch], rows, strict=True))
+        for job, indices in parts.items():
+            try:
+                job.deliver([(index, results[job, index]) for index in indices])
+            except Exception as error:  # the caller's progress callback
+                job.fail(error)
+
+    def _shrink(self, batch: Batch, padded: int, error: OutOfMemoryError) -> None:
+        """Halve the budget and queue the inputs again; a single input that does not fit fails alone."""
+        if len(batch) == 1:
+            batch[0][0].fail(error)
+            return
+        self._fitting_tokens = max(padded // 2, 1)
+        self._counters.add(out_of_memory_retries=1)
+        logger.warning("Out of memory at %d tokens a batch; %d from now on.", padded, self._fitting_tokens)
+        for job, indices in _by_job(batch).items():
+            job.put_back(indices)
+
+    def _isolate(self, batch: Batch, parts: dict[Job, list[int]], error: Exception) -> None:
+        """Give an error to the caller whose input causes it, and to nobody who shared the batch."""
+        if len(parts) > 1:
+            for job in parts:
+                self._compute([(owner, index) for owner, index in batch if owner is job])
+            return
+        wrapped = error
+        if not isinstance(error, BGEError):
+            wrapped = BackendError(f"The forward pass of {self.name!r} failed: {type(error).__name__}: {error}")
+            wrapped.__cause__ = error
+        batch[0][0].fail(wrapped)
+
+
+def _by_job(batch: Batch) -> dict[Job, list[int]]:
+    parts: dict[Job, list[int]] = {}
+    for job, index in batch:
+        parts.setdefault(job, []).append(index)
+    return parts

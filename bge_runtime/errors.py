@@ -1,0 +1,120 @@
+"""The exception tree.
+
+    BGEError
+    ├── ConfigurationError (ValueError)      an option is wrong
+    │   └── UnknownArgumentError (TypeError)   an option does not exist
+    ├── InputError (ValueError, TypeError)   a text, query or document is wrong
+    │   └── InputTooLongError                  longer than the model reads, with truncation="error"
+    ├── ModelNotFoundError (LookupError)     no such model, or it cannot be loaded from there
+    │   ├── HubUnreachableError (ConnectionError)
+    │   └── UnsafeWeightsError                 only pickled weights, in an unknown repository
+    ├── UnsupportedModelError (NotImplementedError)   known, but this kind cannot run
+    └── BackendError (RuntimeError)          the computation itself failed
+        ├── OutOfMemoryError (MemoryError)
+        └── EngineStoppedError                 the worker died or was closed while work was pending
+
+Every class also inherits the builtin that a caller would catch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+__all__ = [
+    "BGEError",
+    "BackendError",
+    "ConfigurationError",
+    "EngineStoppedError",
+    "HubUnreachableError",
+    "InputError",
+    "InputTooLongError",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "UnknownArgumentError",
+    "UnsafeWeightsError",
+    "UnsupportedModelError",
+]
+
+
+class BGEError(Exception):
+    """Root of every error that this project raises on purpose."""
+
+
+class ConfigurationError(BGEError, ValueError):
+    """An option has a value that is not allowed."""
+
+    @classmethod
+    def from_validation(cls, owner: str, errors: Iterable[Mapping[str, Any]]) -> ConfigurationError:
+        """Build the error from the list that a pydantic `ValidationError.errors()` returns.
+
+        Args:
+            owner: Class name shown in the message.
+            errors: Mappings with `loc`, `msg` and `input`.
+        """
+        rows = [
+            f"{'.'.join(str(part) for part in error['loc'])}={error.get('input')!r}: {error['msg']}" for error in errors
+        ]
+        return cls(f"{owner}: {'; '.join(rows)}")
+
+
+class UnknownArgumentError(ConfigurationError, TypeError):
+    """An argument does not exist."""
+
+    @classmethod
+    def check(cls, owner: str, given: Iterable[str], valid: Iterable[str]) -> None:
+        """Raise when `given` names an argument that is not in `valid`.
+
+        Args:
+            owner: What was called, shown in the message.
+            given: Argument names used by the caller.
+            valid: Argument names that exist.
+
+        Raises:
+            UnknownArgumentError: Names the unknown arguments, the nearest valid ones and the whole list.
+        """
+        allowed = sorted(valid)
+        unknown = sorted(set(given) - set(allowed))
+        if not unknown:
+            return
+        near = [match for name in unknown for match in get_close_matches(name, allowed, n=1)]
+        hint = f" Did you mean {', '.join(repr(name) for name in near)}?" if near else ""
+        names = ", ".join(repr(name) for name in unknown)
+        raise cls(f"{owner} has no argument {names}.{hint} Valid arguments: {', '.join(allowed)}.")
+
+
+class InputError(BGEError, ValueError, TypeError):
+    """A text, query or document cannot be used."""
+
+
+class InputTooLongError(InputError):
+    """A text is longer than the model reads and `truncation="error"` was asked for."""
+
+
+class ModelNotFoundError(BGEError, LookupError):
+    """The model does not exist or has no usable weights at the place named."""
+
+
+class HubUnreachableError(ModelNotFoundError, ConnectionError):
+    """The model is not on this machine and the hub cannot be reached."""
+
+
+class UnsafeWeightsError(ModelNotFoundError):
+    """The repository holds pickled weights only and is not in the model table."""
+
+
+class UnsupportedModelError(BGEError, NotImplementedError):
+    """The model is known, but its kind cannot run."""
+
+
+class BackendError(BGEError, RuntimeError):
+    """The forward pass failed."""
+
+
+class OutOfMemoryError(BackendError, MemoryError):
+    """One single text does not fit in the device's memory, or the weights do not."""
+
+
+class EngineStoppedError(BackendError):
+    """The worker of a model ended while this call was pending; the next call starts a new one."""

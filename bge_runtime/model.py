@@ -1,0 +1,220 @@
+"""What embedders and rerankers share: options, loading on first use, closing, pickling."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
+
+from tqdm import tqdm
+
+from bge_runtime.backends import Output
+from bge_runtime.devices import choose_device, default_batch_tokens
+from bge_runtime.engine import Job
+from bge_runtime.errors import ConfigurationError, InputTooLongError, UnknownArgumentError
+from bge_runtime.inputs import check_count
+from bge_runtime.loading import STORE, LoadedModel
+from bge_runtime.source import ModelSource
+from bge_runtime.spec import ModelSpec
+from bge_runtime.steps import Steps
+from bge_runtime.tokenizing import TokenizedTexts
+
+__all__ = ["Model", "Truncation"]
+
+logger = logging.getLogger("bge_runtime")
+
+# Inputs tokenised and sorted together: enough for batches of equal lengths, little enough to bound memory.
+WINDOW = 4096
+IN_FLIGHT = 2
+
+Truncation = Literal["silent", "warn", "error"]
+
+
+class Model(ABC):
+    """A model by name: nothing is loaded before the first call, and pickling keeps the options only."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse arguments that do not exist, naming those that do."""
+        UnknownArgumentError.check(cls.__name__, kwargs, list(inspect.signature(cls.__init__).parameters)[1:])
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        source: ModelSource,
+        *,
+        max_length: int | None,
+        truncation: Truncation,
+        batch_size: int | None,
+        batch_tokens: int | None,
+        show_progress: bool,
+    ) -> None:
+        """Check the options that both kinds have."""
+        if truncation not in ("silent", "warn", "error"):
+            raise ConfigurationError(f"truncation={truncation!r} is not allowed. Use 'silent', 'warn' or 'error'.")
+        self.source = source
+        self._max_length = check_count(max_length, "max_length")
+        self._truncation = truncation
+        self._batch_size = check_count(batch_size, "batch_size")
+        self._batch_tokens = check_count(batch_tokens, "batch_tokens")
+        self._show_progress = show_progress
+        self._loaded: LoadedModel | None = None
+        self._truncated = 0
+        if source.known_spec is not None:
+            self._check_spec(source.known_spec)
+
+    @property
+    def model(self) -> str:
+        """The model as named by the caller."""
+        return self.source.name
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Facts about the model; for a hub id outside the table its files are fetched."""
+        spec = self.source.spec
+        self._check_spec(spec)
+        return spec
+
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens, special tokens included."""
+        return self._max_length or self.spec.max_length
+
+    @property
+    def device(self) -> str:
+        """Device that the model runs on."""
+        return choose_device(self.source.device, self.source.dtype).device
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights."""
+        return choose_device(self.source.device, self.source.dtype).dtype
+
+    @property
+    def truncated_count(self) -> int:
+        """Inputs cut to `max_length` so far."""
+        return self._truncated
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's arguments, without the access token."""
+
+    @abstractmethod
+    def warm_up(self) -> Self:
+        """Load the weights ahead of the first call."""
+
+    def close(self) -> None:
+        """Free the weights if nobody else holds them; a later call loads them again."""
+        STORE.release(self)
+        self._loaded = None
+
+    def __enter__(self) -> Self:
+        """Return itself; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close."""
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy as options; the copy shares the loaded weights of its process."""
+        return _rebuild, (type(self), self.options())
+
+    def _check_spec(self, spec: ModelSpec) -> None:
+        """Refuse what this class cannot run."""
+        self.source.check_supported()
+        limit = spec.positions or spec.max_length
+        if self._max_length is not None and self._max_length > limit:
+            raise ConfigurationError(
+                f"max_length={self._max_length} is more than the {limit} tokens that {self.model!r} can read. "
+                f"Use at most {limit}, or None for {spec.max_length}."
+            )
+
+    def _hold(self, task: Literal["embed", "score"]) -> LoadedModel:
+        if self._loaded is None or self._loaded.engine.closed:
+            self._check_spec(self.source.spec)
+            self._loaded = STORE.acquire(self.source, task, self)
+        return self._loaded
+
+    def _rows(
+        self,
+        loaded: LoadedModel,
+        items: Sequence[Any],
+        tokenize: Callable[[Sequence[Any], int], TokenizedTexts],
+        output: Output,
+        *,
+        bulk: bool,
+        show_progress: bool | None,
+    ) -> Steps[tuple[list[Any], int]]:
+        """Compute one result per item, and count those cut; one window is tokenised while another is computed."""
+        batch_tokens = self._batch_tokens or default_batch_tokens(loaded.info.device)
+        pending: deque[Job] = deque()
+        rows: list[Any] = []
+        cut = 0
+        with self._progress(len(items), show_progress) as progress:
+            try:
+                for start in range(0, len(items), WINDOW):
+                    tokens = tokenize(items[start : start + WINDOW], self.max_length)
+                    cut += tokens.truncated
+                    self._refuse_truncation(cut, len(items))
+                    job = Job(
+                        tokens.sequences,
+                        output,
+                        batch_tokens=batch_tokens,
+                        batch_size=self._batch_size,
+                        bulk=bulk,
+                        on_progress=progress.update,
+                    )
+                    pending.append(loaded.engine.submit(job))
+                    if len(pending) == IN_FLIGHT:
+                        rows += yield pending[0].future
+                        pending.popleft()
+                while pending:
+                    rows += yield pending[0].future
+                    pending.popleft()
+            finally:
+                for job in pending:
+                    job.future.cancel()
+        return rows, cut
+
+    def _refuse_truncation(self, cut: int, asked: int) -> None:
+        if cut and self._truncation == "error":
+            raise InputTooLongError(
+                f"{cut} of {asked} texts are longer than the {self.max_length} tokens that {self.model!r} reads "
+                "(truncation='error'). Split them, raise max_length, or use truncation='warn'."
+            )
+
+    def _note_truncation(self, cut: int, asked: int) -> None:
+        if not cut:
+            return
+        self._truncated += cut
+        STORE.counters.add(truncated=cut)
+        if self._truncation == "warn":
+            logger.warning(
+                "%d of %d texts were cut to the %d tokens that %r reads. Split long texts, or pass truncation='silent'.",
+                cut,
+                asked,
+                self.max_length,
+                self.model,
+            )
+
+    def _shared_options(self) -> dict[str, Any]:
+        source = {name: getattr(self.source, name) for name in self.source.__dataclass_fields__ if name != "token"}
+        return {
+            **source,
+            "max_length": self._max_length,
+            "truncation": self._truncation,
+            "batch_size": self._batch_size,
+            "batch_tokens": self._batch_tokens,
+            "show_progress": self._show_progress,
+        }
+
+    def _progress(self, total: int, shown: bool | None) -> tqdm[Any]:
+        visible = self._show_progress if shown is None else shown
+        return tqdm(total=total, desc=self.model, unit="text", disable=not visible)
+
+
+def _rebuild(kind: type[Model], options: dict[str, Any]) -> Model:
+    return kind(**options)

@@ -1,0 +1,74 @@
+"""Order by score, and the arithmetic of late interaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_runtime.inputs import check_count
+
+__all__ = ["Ranked", "max_similarity", "mix", "order_scores", "sigmoid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One document of a ranking.
+
+    Attributes:
+        index: Its place in the input.
+        score: Its relevance; higher is better.
+    """
+
+    index: int
+    score: float
+
+
+def order_scores(
+    scores: Sequence[float] | NDArray[np.floating],
+    top_n: int | None = None,
+    score_threshold: float | None = None,
+) -> list[Ranked]:
+    """Order documents, best first.
+
+    Equal scores keep their input order. NaN comes last, and never passes a threshold.
+
+    Args:
+        scores: One per document.
+        top_n: How many to return; `None` returns all.
+        score_threshold: Lowest score to return.
+
+    Raises:
+        ConfigurationError: `top_n` is not positive.
+    """
+    limit = check_count(top_n, "top_n")
+    values = np.asarray(scores, dtype=np.float64)
+    # Stable, and NaN sorts to the end whatever its sign.
+    order = np.argsort(-values, kind="stable")
+    if score_threshold is not None:
+        order = order[values[order] >= score_threshold]
+    return [Ranked(int(index), float(values[index])) for index in order[:limit]]
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return 1 / (1 + exp(-x)) in float32; the form with exp(-|x|) neither overflows nor cancels."""
+    small = np.exp(-np.abs(logits.astype(np.float32)))
+    return np.asarray(np.where(logits >= 0, 1, small) / (1 + small), dtype=np.float32)
+
+
+def max_similarity(query: NDArray[np.float32], document: NDArray[np.float32]) -> np.float32:
+    """Return the mean over query vectors of the best dot product with a document vector (ColBERT's MaxSim).
+
+    Args:
+        query: Unit vectors, shape (query tokens, dimension).
+        document: Unit vectors, shape (document tokens, dimension).
+    """
+    return np.float32((query @ document.T).max(axis=1).mean())
+
+
+def mix(scores: NDArray[np.float32], dense: NDArray[np.float32], dense_weight: float) -> NDArray[np.float32]:
+    """Return the weighted sum of two score lists, each standardised to mean 0 and deviation 1."""
+    standardised = [(each - each.mean()) / max(float(each.std()), 1e-9) for each in (scores, dense)]
+    return np.asarray((1 - dense_weight) * standardised[0] + dense_weight * standardised[1], dtype=np.float32)

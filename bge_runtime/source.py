@@ -1,0 +1,171 @@
+"""From what the caller named to a spec and a folder of files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bge_runtime import hub
+from bge_runtime.backends import LoadRequest, check_backend
+from bge_runtime.describe import describe_folder
+from bge_runtime.devices import check_device_name, check_dtype
+from bge_runtime.errors import ConfigurationError, HubUnreachableError, ModelNotFoundError, UnsupportedModelError
+from bge_runtime.spec import ModelSpec, find_spec, get_spec
+
+__all__ = ["ModelSource"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model as the caller names it, and how it is to be loaded.
+
+    Attributes:
+        model: Folder, hub id, name in the table, or a spec.
+        device: Device name; `None` chooses.
+        dtype: Number format; `None` chooses by device.
+        backend: Way of executing; `auto` chooses.
+        revision: Branch, tag or commit on the hub.
+        token: Access token for the hub.
+        cache_folder: Hugging Face cache folder.
+        local_files_only: Never use the network.
+        trust_remote_code: Whether the repository's own Python code may run.
+        base_model: Row of the table that a fine-tuned model comes from.
+        model_kwargs: Extra arguments for the transformers model.
+        processor_kwargs: Extra arguments for the tokenizer.
+        config_kwargs: Extra arguments for the configuration.
+    """
+
+    model: str | os.PathLike[str] | ModelSpec
+    device: str | None = None
+    dtype: str | None = None
+    backend: str = "auto"
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)
+    cache_folder: str | None = None
+    local_files_only: bool = False
+    trust_remote_code: bool = False
+    base_model: str | None = None
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    config_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check all that can be checked without files.
+
+        Raises:
+            ConfigurationError: An option has a wrong value.
+            ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
+        """
+        check_backend(self.backend)
+        object.__setattr__(self, "device", check_device_name(self.device))
+        object.__setattr__(self, "dtype", check_dtype(self.dtype))
+        for name in ("model_kwargs", "processor_kwargs", "config_kwargs"):
+            object.__setattr__(self, name, dict(getattr(self, name) or {}))
+        if self.base_model is not None:
+            get_spec(self.base_model)
+        if isinstance(self.model, os.PathLike):
+            object.__setattr__(self, "model", os.fspath(self.model))
+        if not isinstance(self.model, str | ModelSpec) or self.model == "":
+            raise ConfigurationError(f"model={self.model!r} is not a name. Pass a hub id, a folder or a ModelSpec.")
+        if self._local is not None:
+            hub.check_folder(self._local, pickles_allowed=self.spec.pickled_weights)
+        elif isinstance(self.model, str) and self._row is None:
+            self._check_name(self.model)
+
+    @property
+    def name(self) -> str:
+        """The model as the caller wrote it."""
+        return self.model.id if isinstance(self.model, ModelSpec) else str(self.model)
+
+    @property
+    def known_spec(self) -> ModelSpec | None:
+        """The spec when it can be had without fetching anything."""
+        is_known = isinstance(self.model, ModelSpec) or self._local is not None or self._row is not None
+        return self.spec if is_known and (self.base_model is None or self._local is not None) else None
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The facts in force; reads (and, for an unknown hub id, fetches) the model's files when the table has none."""
+        if isinstance(self.model, ModelSpec):
+            return self.model
+        if self._local is None and self._row is not None and self.base_model is None:
+            return self._row
+        return describe_folder(self.folder, self.name, self.base_model)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder with the model's files, fetched when this machine lacks them."""
+        if self._local is not None:
+            return self._local
+        found = hub.locate(self.name, revision=self.revision, cache_folder=self.cache_folder)
+        if found is not None:
+            return found
+        if self.local_files_only:
+            raise HubUnreachableError(
+                f"{self.name!r} is not on this machine and local_files_only=True forbids the network. "
+                f"Fetch it first: bge download {self.name}"
+            )
+        return hub.download(
+            self.name,
+            revision=self.revision,
+            token=self.token,
+            cache_folder=self.cache_folder,
+            show_progress=False,
+        )
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 that names the weights."""
+        hub.check_folder(self.folder, pickles_allowed=self.spec.pickled_weights)
+        return hub.weights_digest(self.folder)
+
+    def check_supported(self) -> None:
+        """Refuse models of a kind that cannot run.
+
+        Raises:
+            UnsupportedModelError: Says which kind.
+        """
+        if self.spec.unsupported is not None:
+            raise UnsupportedModelError(
+                f"{self.name!r} cannot run here: {self.spec.unsupported}. `bge models` lists those that can."
+            )
+
+    def request(self, device: str, dtype: str, task: str) -> LoadRequest:
+        """Return what the backend needs, after a look at the folder."""
+        self.check_supported()
+        hub.check_folder(self.folder, pickles_allowed=self.spec.pickled_weights)
+        return LoadRequest(
+            folder=self.folder,
+            task="embed" if task == "embed" else "score",
+            device=device,
+            dtype=dtype,
+            trust_remote_code=self.trust_remote_code,
+            pickled_weights=hub.weight_files(self.folder)[0].suffix != ".safetensors",
+            model_kwargs=self.model_kwargs,
+            processor_kwargs=self.processor_kwargs,
+            config_kwargs=self.config_kwargs,
+        )
+
+    @cached_property
+    def _local(self) -> Path | None:
+        if isinstance(self.model, ModelSpec):
+            return Path(self.model.id) if Path(self.model.id).is_dir() else None
+        path = Path(self.name).expanduser()
+        return path if path.is_dir() else None
+
+    @cached_property
+    def _row(self) -> ModelSpec | None:
+        row = find_spec(self.name)
+        is_mirror = row is not None and "/" in self.name and row.id.lower() != self.name.lower()
+        return replace(row, id=self.name, package=None) if row is not None and is_mirror else row
+
+    def _check_name(self, name: str) -> None:
+        looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).exists()
+        if looks_like_path:
+            raise ModelNotFoundError(f"Folder {name!r} does not exist. Pass a model folder or a hub id.")
+        if "/" not in name:
+            get_spec(name)

@@ -1,0 +1,121 @@
+"""Text to token ids: no padding, length cut by us and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["TokenSequence", "TokenizedTexts", "Tokenizing"]
+
+QUERY_SHARE = 0.75  # FlagEmbedding caps the query of a pair at three quarters of max_length
+TEXTS_PER_CALL = 512
+
+
+class TokenSequence(NamedTuple):
+    """Token ids of one input, and their segment ids."""
+
+    ids: list[int]
+    type_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedTexts:
+    """Sequences in input order, and how many of them were cut."""
+
+    sequences: list[TokenSequence]
+    truncated: int
+
+
+class _Template(NamedTuple):
+    """Special tokens around one text or a pair, as (ids, type ids) runs, and the texts' own type ids."""
+
+    runs: tuple[TokenSequence, ...]
+    type_ids: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(len(run.ids) for run in self.runs)
+
+    def build(self, *texts: Sequence[int]) -> TokenSequence:
+        ids, types = list(self.runs[0].ids), list(self.runs[0].type_ids)
+        for text, type_id, run in zip(texts, self.type_ids, self.runs[1:], strict=True):
+            ids += [*text, *run.ids]
+            types += [type_id] * len(text) + run.type_ids
+        return TokenSequence(ids, types)
+
+
+class Tokenizing:
+    """A private copy of a model's tokenizer.
+
+    The copy carries no truncation or padding state, whatever `tokenizer.json` says, and nothing here changes
+    it, so any number of threads may share it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Copy `tokenizer`, leaving the original as it is."""
+        self._tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._single = self._template("a")
+        self._pair = self._template("a", "a")
+
+    def texts(self, texts: Sequence[str], max_length: int) -> TokenizedTexts:
+        """Tokenise texts with their special tokens, the end cut to `max_length` tokens in all."""
+        room = max(max_length - self._single.size, 0)
+        truncated = 0
+        sequences = []
+        for ids in self._content(texts):
+            truncated += len(ids) > room
+            sequences.append(self._single.build(ids[:room]))
+        return TokenizedTexts(sequences, truncated)
+
+    def pairs(self, pairs: Sequence[tuple[str, str]], max_length: int) -> TokenizedTexts:
+        """Tokenise (query, document) pairs; a query keeps at most three quarters, the document is cut to fit.
+
+        Each distinct text is tokenised once.
+        """
+        distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
+        content = dict(zip(distinct, self._content(distinct), strict=True))
+        query_room = int(max_length * QUERY_SHARE)
+        truncated = 0
+        sequences = []
+        for query, document in pairs:
+            first = content[query][:query_room]
+            room = max(max_length - self._pair.size - len(first), 0)
+            truncated += len(content[document]) > room or len(content[query]) > query_room
+            sequences.append(self._pair.build(first, content[document][:room]))
+        return TokenizedTexts(sequences, truncated)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text, special tokens included, uncut."""
+        return [len(ids) + self._single.size for ids in self._content(texts)]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Return where each content token stands in `text`, in characters."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).offsets)
+
+    def _content(self, texts: Sequence[str]) -> Iterable[list[int]]:
+        for start in range(0, len(texts), TEXTS_PER_CALL):
+            for encoding in self._tokenizer.encode_batch_fast(
+                texts[start : start + TEXTS_PER_CALL], add_special_tokens=False
+            ):
+                yield encoding.ids
+
+    def _template(self, *texts: str) -> _Template:
+        """Learn from an encoding which special tokens stand where."""
+        encoding = self._tokenizer.encode(texts[0], texts[1] if len(texts) == 2 else None)
+        runs = [TokenSequence([], []) for _ in range(len(texts) + 1)]
+        type_ids = [0] * len(texts)
+        position = 0
+        for token, type_id, owner in zip(encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True):
+            if owner is None:
+                runs[position].ids.append(token)
+                runs[position].type_ids.append(type_id)
+            else:
+                position = owner + 1
+                type_ids[owner] = type_id
+        return _Template(tuple(runs), tuple(type_ids))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bge_runtime.devices import DeviceChoice, choose_device
     from bge_runtime.embedder import Embedder
     from bge_runtime.hub import download, locate
+    from bge_runtime.inputs import check_text, check_texts
     from bge_runtime.loading import LoadedModelInfo, loaded_models, stats, unload_models
     from bge_runtime.ranking import Ranked, order_scores
     from bge_runtime.reranker import Reranker
@@ -56,6 +57,8 @@ _HOME = {
     "ModelSpec": "spec",
     "Ranked": "ranking",
     "Reranker": "reranker",
+    "check_text": "inputs",
+    "check_texts": "inputs",
     "choose_device": "devices",
     "download": "hub",
     "get_spec": "spec",
@@ -90,6 +93,8 @@ __all__ = [
     "UnknownArgumentError",
     "UnsafeWeightsError",
     "UnsupportedModelError",
+    "check_text",
+    "check_texts",
     "choose_device",
     "download",
     "get_spec",

@@ -178,8 +178,8 @@ class Engine:
         except BaseException as error:  # whatever ends the worker must reach those who wait for it
             logger.exception("The worker of %r ended.", self.name)
             stopped = EngineStoppedError(
-                f"The worker of model {self.name!r} ended ({type(error).__name__}: {error}) while the call was pending. "
-                "Call again; a new worker starts."
+                f"The worker of model {self.name!r} ended while the call was pending "
+                f"({type(error).__name__}: {error}). Call again; a new worker starts."
             )
             stopped.__cause__ = error
             self._fail_all(stopped)
@@ -251,7 +251,7 @@ class Engine:
         except OutOfMemoryError as error:
             self._shrink(batch, padded, error)
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a model raises belongs to its callers
             self._isolate(batch, parts, error)
             return
         self._counters.add(
@@ -267,7 +267,7 @@ class Engine:
         for job, indices in parts.items():
             try:
                 job.deliver([(index, results[job, index]) for index in indices])
-            except Exception as error:  # the caller's progress callback
+            except Exception as error:  # noqa: BLE001 - raised by the caller's progress callback
                 job.fail(error)
 
     def _shrink(self, batch: Batch, padded: int, error: OutOfMemoryError) -> None:

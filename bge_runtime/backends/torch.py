@@ -49,12 +49,12 @@ def load(request: LoadRequest) -> TorchBackend:
 def _no_progress_bars() -> Iterator[None]:
     """Keep transformers quiet while it reads weights; loads happen one at a time."""
     shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class TorchBackend:

@@ -17,7 +17,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from bge_runtime.backends.base import Backend, Output
-from bge_runtime.batching import fits
 from bge_runtime.counters import Counters
 from bge_runtime.errors import BackendError, BGEError, EngineStoppedError, OutOfMemoryError
 from bge_runtime.tokenizing import TokenSequence
@@ -226,13 +225,15 @@ class Engine:
         head = queue[0]
         budget = min(head.batch_tokens, self._fitting_tokens or head.batch_tokens)
         batch: Batch = []
-        longest = 0
+        longest = total = 0
         for job in queue:
             if (job.output, job.batch_size) != (head.output, head.batch_size):
                 continue
             while job.waiting:
                 longest = max(longest, job.next_length())
-                if not fits(len(batch) + 1, longest, budget, head.batch_size):
+                total += job.next_length()
+                cost = (len(batch) + 1) * longest if self._backend.pads else total
+                if not _fits(len(batch) + 1, cost, budget, head.batch_size):
                     break
                 batch.append((job, job.take()))
             if job.waiting:  # first come, first served: nobody overtakes a job that did not fit
@@ -243,7 +244,8 @@ class Engine:
 
     def _compute(self, batch: Batch) -> None:
         sequences = [job.sequences[index] for job, index in batch]
-        padded = len(sequences) * max(len(sequence.ids) for sequence in sequences)
+        tokens = sum(len(sequence.ids) for sequence in sequences)
+        padded = len(batch) * max(len(sequence.ids) for sequence in sequences) if self._backend.pads else tokens
         parts = _by_job(batch)
         started = time.perf_counter()
         try:
@@ -258,7 +260,7 @@ class Engine:
             batches=1,
             merged_batches=len(parts) > 1,
             inputs=len(batch),
-            tokens=sum(len(sequence.ids) for sequence in sequences),
+            tokens=tokens,
             padded_tokens=padded,
             compute_s=time.perf_counter() - started,
             queue_s=sum(started - job.queued_at for job in parts if job.untouched),
@@ -292,6 +294,11 @@ class Engine:
             wrapped = BackendError(f"The forward pass of {self.name!r} failed: {type(error).__name__}: {error}")
             wrapped.__cause__ = error
         batch[0][0].fail(wrapped)
+
+
+def _fits(count: int, cost: int, batch_tokens: int, batch_size: int | None) -> bool:
+    """A single input is always a batch."""
+    return count == 1 or (cost <= batch_tokens and (batch_size is None or count <= batch_size))
 
 
 def _by_job(batch: Batch) -> dict[Job, list[int]]:

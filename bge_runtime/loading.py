@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bge_runtime.backends import check_backend, load_backend
+from bge_runtime.backends import choose_backend, load_backend
 from bge_runtime.counters import Counters
 from bge_runtime.devices import DTYPES, check_memory, choose_device
 from bge_runtime.engine import Engine
@@ -101,7 +101,7 @@ class ModelStore:
         """
         source.check_supported()
         choice = choose_device(source.device, source.dtype)
-        backend = check_backend(source.backend)
+        backend = choose_backend(source.backend, choice.device)
         extras = [source.trust_remote_code, source.model_kwargs, source.processor_kwargs, source.config_kwargs]
         key = json.dumps(
             [os.path.realpath(source.folder), task, choice.device, choice.dtype, backend, extras],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_runtime import hub
-from bge_runtime.backends import LoadRequest, check_backend
+from bge_runtime.backends import LoadRequest, choose_backend
 from bge_runtime.describe import describe_folder
 from bge_runtime.devices import check_device_name, check_dtype
 from bge_runtime.errors import ConfigurationError, HubUnreachableError, ModelNotFoundError, UnsupportedModelError
@@ -60,7 +60,7 @@ class ModelSource:
             ConfigurationError: An option has a wrong value.
             ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
         """
-        check_backend(self.backend)
+        choose_backend(self.backend, "cpu")
         object.__setattr__(self, "device", check_device_name(self.device))
         object.__setattr__(self, "dtype", check_dtype(self.dtype))
         for name in ("model_kwargs", "processor_kwargs", "config_kwargs"):

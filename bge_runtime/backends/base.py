@@ -56,8 +56,10 @@ class Backend(Protocol):
         tokenizing: The model's tokenizer.
         parameters: Number of weights in memory.
         bytes: Size of the weights in memory.
+        pads: Whether a batch costs as much as if all its inputs were as long as the longest.
     """
 
+    pads: bool
     tokenizing: Tokenizing
     parameters: int
     bytes: int

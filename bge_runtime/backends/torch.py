@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,14 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 class TorchBackend:
-    """A sentence-transformers model whose inputs are token ids and whose pooling is ours to choose."""
+    """A sentence-transformers model whose inputs are token ids and whose pooling is ours to choose.
+
+    Attributes:
+        model: The transformers model.
+        own_pooling: What the model's own modules do: `cls`, `mean` or `last`; `model` for anything else.
+    """
+
+    pads = True
 
     def __init__(self, model: SentenceTransformer | CrossEncoder, name: str) -> None:
         """Wrap a loaded model."""
@@ -71,6 +79,7 @@ class TorchBackend:
             )
         model.eval()
         self._transformer = transformer
+        self.model = transformer.model
         self._tail = [module for module in list(model)[1:] if not isinstance(module, Normalize)]
         pooling = next((module for module in self._tail if isinstance(module, Pooling)), None)
         if pooling is not None and not pooling.include_prompt:
@@ -78,6 +87,7 @@ class TorchBackend:
                 f"Model {name!r} leaves its prompt out of the pooling, which is not supported. "
                 "Use sentence-transformers directly for it."
             )
+        self.own_pooling = _own_pooling(self._tail)
         self._device = model.device
         self._pad_id = int(transformer.tokenizer.pad_token_id or 0)
         weights = list(model.parameters())
@@ -87,25 +97,15 @@ class TorchBackend:
 
     def forward(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
         """Run one padded batch; see `Backend.forward`."""
-        try:
-            with torch.inference_mode():
-                return self._run(batch, output)
-        except torch.OutOfMemoryError as error:
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-            raise OutOfMemoryError(f"{len(batch)} texts do not fit in the memory of {self._device}.") from error
-        except RuntimeError as error:
-            # The CPU allocator and MPS raise plain RuntimeError.
-            if "not enough memory" in str(error) or "out of memory" in str(error):
-                raise OutOfMemoryError(f"{len(batch)} texts do not fit in the memory of {self._device}.") from error
-            raise BackendError(f"The forward pass failed: {error}") from error
+        with torch.inference_mode(), device_errors(self._device, len(batch)):
+            return self._run(batch, output)
 
     def _run(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
         features = self._pad(batch)
         mask = features["attention_mask"]
         features = self._transformer(features)
         if output == "score":
-            return list(_one_logit(features["scores"]).float().cpu().numpy())
+            return list(one_logit(features["scores"]).cpu().numpy())
         if output == "model":
             for module in self._tail:
                 features = module(features)
@@ -133,6 +133,28 @@ class TorchBackend:
         return {name: torch.from_numpy(array).to(self._device) for name, array in features.items()}
 
 
+def _own_pooling(tail: Sequence[torch.nn.Module]) -> str | None:
+    """Return the pooling of a chain that has no other module, `None` without modules, else `model`."""
+    if not tail:
+        return None
+    mode = tail[0].pooling_mode if len(tail) == 1 and isinstance(tail[0], Pooling) else "model"
+    return {"cls": "cls", "mean": "mean", "lasttoken": "last"}.get(mode if isinstance(mode, str) else "model", "model")
+
+
+@contextmanager
+def device_errors(device: torch.device, texts: int) -> Iterator[None]:
+    """Turn torch's errors into ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        # The CPU allocator and MPS raise plain RuntimeError when memory is out.
+        if isinstance(error, torch.OutOfMemoryError) or re.search("(not enough|out of) memory", str(error)):
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfMemoryError(f"{texts} texts do not fit in the memory of {device}.") from error
+        raise BackendError(f"The forward pass failed: {error}") from error
+
+
 def _pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """Return one float32 vector per row of `states` [n, length, dimension], right-padded."""
     if pooling == "cls":
@@ -143,7 +165,7 @@ def _pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tenso
     return (states.float() * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
-def _one_logit(logits: torch.Tensor) -> torch.Tensor:
+def one_logit(logits: torch.Tensor) -> torch.Tensor:
     """Return one float32 logit per row; two labels become the log-odds of the second."""
     if logits.ndim == 1 or logits.shape[1] == 1:
         return logits.reshape(len(logits)).float()

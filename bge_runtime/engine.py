@@ -164,6 +164,7 @@ class Engine:
             self._changed.notify_all()
         if worker is not None and worker is not threading.current_thread():
             worker.join()
+        vars(self).pop("_backend", None)  # callers that still hold a closed engine do not hold its weights
         self._fail_all(EngineStoppedError(f"Model {self.name!r} was unloaded while the call was pending. Call again."))
 
     def renew(self, counters: Counters) -> Engine:
@@ -207,9 +208,10 @@ class Engine:
                 if self._closed:
                     return None
                 self._drop_finished()
-                if self._interactive or self._bulk:
-                    return self._form_batch()
-                self._changed.wait()
+                if not (self._interactive or self._bulk):
+                    self._changed.wait()
+                elif batch := self._form_batch():  # empty when the job at its head was cancelled this instant
+                    return batch
 
     def _drop_finished(self) -> None:
         for queue in (self._interactive, self._bulk):

@@ -284,7 +284,7 @@ class Reranker(Model):
         return result[:limit]
 
     def _check_dense_weight(self, dense_weight: float, score_threshold: float | None) -> None:
-        if not 0 <= dense_weight <= 1:
+        if not isinstance(dense_weight, int | float) or not 0 <= dense_weight <= 1:
             raise ConfigurationError(f"dense_weight={dense_weight!r} is not allowed. Use a number from 0 to 1.")
         if dense_weight and self.method != "late_interaction":
             raise ConfigurationError(f"dense_weight={dense_weight!r} needs late interaction; {self.model!r} has none.")

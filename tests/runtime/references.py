@@ -1,0 +1,90 @@
+"""The same numbers, computed with plain transformers and NumPy, one text at a time; nothing of ours runs here."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+__all__ = ["late_interaction", "pair_logit", "snapshot_of", "token_states", "unit", "vector"]
+
+
+def snapshot_of(hub_cache: Path, name: str) -> Path:
+    """Return the folder of a repository's only snapshot."""
+    (folder,) = (hub_cache / f"models--{name.replace('/', '--')}" / "snapshots").iterdir()
+    return folder
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Scale rows to length 1."""
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def token_states(folder: Path, text: str, max_length: int) -> np.ndarray:
+    """Return the last hidden states of a text cut to `max_length` tokens, special tokens included."""
+    ids = _content(folder, text)[: max_length - 2]
+    first, last = _special(folder)
+    inputs = torch.tensor([[first, *ids, last]])
+    with torch.inference_mode():
+        states = _encoder(folder)(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+    return states.last_hidden_state[0].double().numpy()
+
+
+def vector(folder: Path, text: str, *, max_length: int, pooling: str = "cls") -> np.ndarray:
+    """Return the L2-normalised vector of a text."""
+    states = token_states(folder, text, max_length)
+    return unit(states[0] if pooling == "cls" else states.mean(axis=0))
+
+
+def pair_logit(folder: Path, query: str, document: str, *, max_length: int) -> np.ndarray:
+    """Return the raw logits of a pair: the query keeps three quarters, then only the document is cut."""
+    first, last = _special(folder)
+    head = [first, *_content(folder, query)[: int(0.75 * max_length)], last]
+    model = _classifier(folder)
+    is_bert = model.config.model_type == "bert"
+    head += [] if is_bert else [last]
+    tail = [*_content(folder, document)[: max_length - len(head) - 1], last]
+    inputs: dict[str, Any] = {"input_ids": torch.tensor([[*head, *tail]])}
+    if is_bert:
+        inputs["token_type_ids"] = torch.tensor([[0] * len(head) + [1] * len(tail)])
+    with torch.inference_mode():
+        return model(**inputs, attention_mask=torch.ones_like(inputs["input_ids"])).logits[0].double().numpy()
+
+
+def late_interaction(folder: Path, query: str, document: str, *, max_length: int) -> float:
+    """Return the mean over query tokens of the best cosine with a document token."""
+    left = unit(token_states(folder, query, max_length))
+    right = unit(token_states(folder, document, max_length))
+    return float(np.mean([max(float(a @ b) for b in right) for a in left]))
+
+
+@cache
+def _tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _content(folder: Path, text: str) -> list[int]:
+    return list(_tokenizer(folder).encode(text, add_special_tokens=False).ids)
+
+
+def _special(folder: Path) -> tuple[int, int]:
+    first, last = _tokenizer(folder).encode("").ids
+    return first, last
+
+
+@cache
+def _encoder(folder: Path) -> Any:
+    return AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+
+
+@cache
+def _classifier(folder: Path) -> Any:
+    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()

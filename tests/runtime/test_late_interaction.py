@@ -1,0 +1,83 @@
+"""Reranking with an embedder, against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import bge_runtime
+from tests.runtime import references
+
+QUERY = "What is a panda?"
+DOCUMENTS = [
+    "The giant panda is a bear species endemic to China. It eats bamboo.",
+    "",
+    "Paris is the capital of France",
+    "the dog slept in the garden " * 120,
+    "What is a panda?",
+    "The giant panda is a bear species endemic to China. It eats bamboo.",
+]
+
+
+@pytest.fixture(params=["BAAI/bge-small-en-v1.5", "BAAI/bge-m3"])
+def model(request):
+    return request.param
+
+
+def expected_scores(folder, max_length):
+    return [references.late_interaction(folder, QUERY, each, max_length=max_length) for each in DOCUMENTS]
+
+
+def test_the_score_is_the_mean_of_the_best_cosines(hub_cache, model):
+    folder = references.snapshot_of(hub_cache, model)
+    reranker = bge_runtime.Reranker(model, max_length=512, truncation="silent")
+    assert reranker.method == "late_interaction"
+    scores = reranker.score(QUERY, DOCUMENTS)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, expected_scores(folder, 512), atol=1e-5)
+
+
+def test_normalize_leaves_a_cosine_as_it_is(hub_cache):
+    raw = bge_runtime.Reranker("BAAI/bge-small-en-v1.5", truncation="silent")
+    squashed = bge_runtime.Reranker("BAAI/bge-small-en-v1.5", truncation="silent", normalize=True)
+    np.testing.assert_array_equal(squashed.score(QUERY, DOCUMENTS), raw.score(QUERY, DOCUMENTS))
+
+
+def test_an_embedder_object_is_taken_with_its_options_and_its_weights(hub_cache, fresh_store):
+    folder = references.snapshot_of(hub_cache, "BAAI/bge-small-en-v1.5")
+    embedder = bge_runtime.Embedder(max_length=32, truncation="silent")
+    embedder.encode_queries([QUERY])
+    scores = bge_runtime.Reranker(embedder).score(QUERY, DOCUMENTS)
+    np.testing.assert_allclose(scores, expected_scores(folder, 32), atol=1e-5)
+    assert len(bge_runtime.loaded_models()) == 1
+
+
+def test_pairs_of_several_queries_score_as_each_query_alone(hub_cache):
+    reranker = bge_runtime.Reranker("BAAI/bge-small-en-v1.5", truncation="silent")
+    pairs = [(query, document) for document in DOCUMENTS for query in (QUERY, "Paris", QUERY)]
+    alone = [reranker.score(query, [document])[0] for query, document in pairs]
+    np.testing.assert_allclose(reranker.score_pairs(pairs), alone, atol=1e-5)
+
+
+def test_dense_weight_mixes_standardised_scores_and_takes_no_threshold(hub_cache):
+    reranker = bge_runtime.Reranker("BAAI/bge-small-en-v1.5", truncation="silent")
+    embedder = bge_runtime.Embedder(truncation="silent")
+    late = reranker.score(QUERY, DOCUMENTS).astype(float)
+    dense = embedder.encode_documents(DOCUMENTS).astype(float) @ embedder.encode_queries([QUERY])[0]
+    expected = 0.7 * (late - late.mean()) / late.std() + 0.3 * (dense - dense.mean()) / dense.std()
+    ranking = reranker.rank(QUERY, DOCUMENTS, dense_weight=0.3)
+    assert [row.index for row in ranking] == list(np.argsort(-expected, kind="stable"))
+    np.testing.assert_allclose([row.score for row in ranking], -np.sort(-expected), atol=1e-3)
+    with pytest.raises(bge_runtime.ConfigurationError, match="score_threshold"):
+        reranker.rank(QUERY, DOCUMENTS, dense_weight=0.3, score_threshold=0.5)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, "half"])
+def test_a_dense_weight_outside_0_to_1_is_refused(hub_cache, weight):
+    with pytest.raises(bge_runtime.ConfigurationError, match="dense_weight"):
+        bge_runtime.Reranker("BAAI/bge-small-en-v1.5").rank(QUERY, DOCUMENTS, dense_weight=weight)
+
+
+def test_a_cross_encoder_has_no_dense_score_to_mix(hub_cache):
+    with pytest.raises(bge_runtime.ConfigurationError, match="dense_weight"):
+        bge_runtime.Reranker().rank(QUERY, DOCUMENTS, dense_weight=0.3)

@@ -9,6 +9,7 @@ returns, with the reranking score and the retrieval score; whether both framewor
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 from langchain_core.documents import Document
@@ -30,10 +31,11 @@ FETCH, KEEP = 20, 2
 
 
 def read_corpus(passages: Path, docs: Path) -> dict[str, str]:
-    """Return name -> text: sections of the documentation, and passages."""
+    """Return name -> text: sections of the documentation (prose only), and passages."""
     corpus = {}
     for page in sorted(docs.glob("*.md")):
-        for section in page.read_text(encoding="utf-8").split("\n## ")[1:]:
+        prose = re.sub(r"```.*?\n```\n|\|[^\n]*\n", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for section in prose.split("\n## ")[1:]:
             corpus[f"{page.name}: {section.splitlines()[0]}"] = section.strip()
     for file in sorted(passages.glob("*.jsonl")):
         rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
@@ -42,7 +44,7 @@ def read_corpus(passages: Path, docs: Path) -> dict[str, str]:
 
 
 def with_langchain(corpus, model, reranker):
-    """Return a function from a question to rows of (name, reranking score, retrieval score)."""
+    """Return question -> rows of (name, reranking score, retrieval score)."""
     store = InMemoryVectorStore(langchain_bge.BGEEmbeddings(model=model))
     store.add_documents([Document(id=name, page_content=text) for name, text in corpus.items()])
     rerank = langchain_bge.BGERerank(model=reranker, top_n=KEEP)
@@ -76,7 +78,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=bge_runtime.DEFAULT_OFFLINE_MODEL)
     parser.add_argument("--reranker", help="default: the embedding model, by late interaction")
-    parser.add_argument("--data", type=Path, default=ROOT / "examples" / "data", help="*.jsonl with id and text")
+    parser.add_argument("--data", type=Path, default=ROOT / "examples/data", help="*.jsonl: id, text")
     options = parser.parse_args()
     models = (options.model, options.reranker or options.model)
     corpus = read_corpus(options.data, ROOT / "docs")

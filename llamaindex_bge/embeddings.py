@@ -63,9 +63,9 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         ```
     """
 
-    owner: ClassVar[str] = "BGEEmbedding"
-    injected: ClassVar[str] = "embedder"
-    runtime_names: ClassVar[dict[str, str]] = {
+    _owner: ClassVar[str] = "BGEEmbedding"
+    _injected: ClassVar[str] = "embedder"
+    _runtime_names: ClassVar[dict[str, str]] = {
         "model_name": "model",
         "query_instruction": "query_instruction",
         "text_instruction": "document_instruction",
@@ -74,8 +74,8 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         "truncate_dim": "truncate_dim",
         **{name: name for name in LOADING_NAMES},
     }
-    renamed: ClassVar[dict[str, str]] = {"model": "model_name", "show_progress_bar": "show_progress"}
-    retired: ClassVar[dict[str, str]] = {
+    _renamed: ClassVar[dict[str, str]] = {"model": "model_name", "show_progress_bar": "show_progress"}
+    _retired: ClassVar[dict[str, str]] = {
         "pooling": "Models pool as their authors trained them; base_model= names the family of a fine-tune.",
         "tokenizer_name": "The model's own tokenizer is used; leave it out.",
         "tokenizer": "The model's own tokenizer is used; leave it out.",
@@ -175,7 +175,16 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
     def get_text_embedding_batch(
         self, texts: Iterable[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
-        """Embed documents, in windows of 2048 with one pair of events each; rows are in input order."""
+        """Embed documents, in windows of 2048 with one pair of events each.
+
+        Args:
+            texts: Any iterable of strings.
+            show_progress: Whether to show a progress bar; `False` takes the constructor's value.
+            **kwargs: Ignored; ingestion pipelines hand theirs to every transformation.
+
+        Returns:
+            Vectors as lists of floats, in input order.
+        """
         vectors: list[Embedding] = []
         for window in _windows(check_texts(texts)):
             with embedding_events(self, window) as finish:
@@ -185,7 +194,7 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
     async def aget_text_embedding_batch(
         self, texts: Iterable[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
-        """Embed documents without blocking the event loop."""
+        """Embed documents without blocking the event loop; see `get_text_embedding_batch`."""
         vectors: list[Embedding] = []
         for window in _windows(check_texts(texts)):
             with embedding_events(self, window) as finish:

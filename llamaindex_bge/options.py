@@ -34,11 +34,11 @@ TorchName = Annotated[str | None, BeforeValidator(_object_as_name)]
 class ConfiguredModel(BaseModel):
     """Options that say which weights to load and how to run them, fixed after construction."""
 
-    owner: ClassVar[str]
-    injected: ClassVar[str]
-    runtime_names: ClassVar[Mapping[str, str]]
-    renamed: ClassVar[Mapping[str, str]] = {}
-    retired: ClassVar[Mapping[str, str]] = {}
+    _owner: ClassVar[str]
+    _injected: ClassVar[str]
+    _runtime_names: ClassVar[Mapping[str, str]]
+    _renamed: ClassVar[Mapping[str, str]] = {}
+    _retired: ClassVar[Mapping[str, str]] = {}
 
     max_length: Count | None = Field(default=None, description="Longest input in tokens; None is the model's own.")
     truncation: Literal["silent", "warn", "error"] = Field(
@@ -69,12 +69,12 @@ class ConfiguredModel(BaseModel):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise ConfigurationError.from_validation(self.owner, error.errors()) from error
+            raise ConfigurationError.from_validation(self._owner, error.errors()) from error
 
     @classmethod
     def class_name(cls) -> str:
         """Return the name that dumps carry."""
-        return cls.owner
+        return cls._owner
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; what describes the loaded model is fixed."""
@@ -108,15 +108,15 @@ class ConfiguredModel(BaseModel):
     def _accepted(cls, given: Mapping[str, Any], runtime: Any) -> dict[str, Any]:
         """Return the arguments under our names, completed from the injected runtime object."""
         UnknownArgumentError.check(
-            cls.owner, set(given) - set(cls.retired), {*cls.model_fields, *cls.renamed, cls.injected}
+            cls._owner, set(given) - set(cls._retired), {*cls.model_fields, *cls._renamed, cls._injected}
         )
         arguments: dict[str, Any] = {}
         for name, value in given.items():
-            if name in cls.retired:
+            if name in cls._retired:
                 cls._refuse_retired(name, value)
-            elif arguments.setdefault(cls.renamed.get(name, name), value) != value:
+            elif arguments.setdefault(cls._renamed.get(name, name), value) != value:
                 raise ConfigurationError(
-                    f"{cls.owner} got two values for {cls.renamed.get(name, name)!r}. Pass one of the names."
+                    f"{cls._owner} got two values for {cls._renamed.get(name, name)!r}. Pass one of the names."
                 )
         # LlamaIndex's own classes pass None for "no callbacks", which a plain field would keep.
         if arguments.get("callback_manager", ...) is None:
@@ -125,30 +125,30 @@ class ConfiguredModel(BaseModel):
 
     @classmethod
     def _described(cls, arguments: Iterable[str], runtime: Any) -> dict[str, Any]:
-        both = sorted(set(arguments) & set(cls.runtime_names))
+        both = sorted(set(arguments) & set(cls._runtime_names))
         if both:
             raise ConfigurationError(
-                f"{cls.owner} got {cls.injected}= together with {', '.join(map(repr, both))}, which the "
-                f"{cls.injected} settles. Pass them to the {cls.injected}, or leave {cls.injected}= out."
+                f"{cls._owner} got {cls._injected}= together with {', '.join(map(repr, both))}, which the "
+                f"{cls._injected} settles. Pass them to the {cls._injected}, or leave {cls._injected}= out."
             )
         options = {**runtime.options(), "model": runtime.model}
-        return {ours: options[theirs] for ours, theirs in cls.runtime_names.items() if theirs in options}
+        return {ours: options[theirs] for ours, theirs in cls._runtime_names.items() if theirs in options}
 
     @classmethod
     def _refuse_retired(cls, name: str, value: Any) -> None:
-        # None and False are the other integrations' defaults: the caller is not asking for anything.
-        if value is not None and value is not False:
-            raise ConfigurationError(f"{cls.owner} does not take {name}={value!r}. {cls.retired[name]}")
+        # Empty values are the other integrations' defaults: the caller is not asking for anything.
+        if value:
+            raise ConfigurationError(f"{cls._owner} does not take {name}={value!r}. {cls._retired[name]}")
 
     def _runtime_arguments(self) -> dict[str, Any]:
-        return {theirs: getattr(self, ours) for ours, theirs in self.runtime_names.items()}
+        return {theirs: getattr(self, ours) for ours, theirs in self._runtime_names.items()}
 
     def _refuse_fixed(self, names: Iterable[str]) -> None:
-        fixed = sorted(set(names) & set(self.runtime_names))
+        fixed = sorted(set(names) & set(self._runtime_names))
         if fixed:
             raise ConfigurationError(
-                f"{self.owner}: {', '.join(map(repr, fixed))} cannot change after construction. "
-                f"Build a new {self.owner}; it shares the loaded weights, so that costs nothing."
+                f"{self._owner}: {', '.join(map(repr, fixed))} cannot change after construction. "
+                f"Build a new {self._owner}; it shares the loaded weights, so that costs nothing."
             )
 
 

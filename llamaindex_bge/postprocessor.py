@@ -44,15 +44,15 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
         ```
     """
 
-    owner: ClassVar[str] = "BGERerank"
-    injected: ClassVar[str] = "reranker"
-    runtime_names: ClassVar[dict[str, str]] = {
+    _owner: ClassVar[str] = "BGERerank"
+    _injected: ClassVar[str] = "reranker"
+    _runtime_names: ClassVar[dict[str, str]] = {
         "model": "model",
         "normalize": "normalize",
         **{name: name for name in LOADING_NAMES},
     }
-    renamed: ClassVar[dict[str, str]] = {"model_name": "model"}
-    retired: ClassVar[dict[str, str]] = {
+    _renamed: ClassVar[dict[str, str]] = {"model_name": "model"}
+    _retired: ClassVar[dict[str, str]] = {
         "use_fp16": "Pass dtype='float16'.",
         "cross_encoder_kwargs": "Pass its entries as arguments of their own: max_length=, model_kwargs=, ...",
     }

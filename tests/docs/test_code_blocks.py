@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bge_runtime.cli import app
 from typer.main import get_command
 from typer.testing import CliRunner
 
 import bge_runtime
 from bge_runtime import spec
+from bge_runtime.cli import app
 from tests.docs.pages import PAGES, ROOT, code_blocks, page_name, shell_lines
 from tests.packaging.project import extras, make_targets
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -58,19 +57,23 @@ def assert_complete(output: str) -> None:
         assert values[0] == pytest.approx(values[1], abs=2e-4)
 
 
-def test_the_demo_runs_by_itself_on_one_set_of_weights() -> None:
+@pytest.fixture(scope="module")
+def printed() -> str:
+    """What the demo prints in a process of its own."""
     result = subprocess.run([sys.executable, str(DEMO)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert_complete(result.stdout)
-    assert "embedding model: sentence-transformers/all-MiniLM-L6-v2" in result.stdout
-    assert "reranking: late interaction with sentence-transformers/all-MiniLM-L6-v2" in result.stdout
-    assert result.stdout.rstrip().endswith("models loaded: 1")
+    return result.stdout
 
 
-@pytest.mark.usefixtures("fresh_store")
-def test_the_right_passages_come_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    found = answers(run_demo(monkeypatch, capsys))
-    assert [answer.rows[0][2] for answer in found[::2]] == [
+def test_the_demo_runs_by_itself_on_one_set_of_weights(printed: str) -> None:
+    assert_complete(printed)
+    assert "embedding model: sentence-transformers/all-MiniLM-L6-v2" in printed
+    assert "reranking: late interaction with sentence-transformers/all-MiniLM-L6-v2" in printed
+    assert printed.rstrip().endswith("models loaded: 1")
+
+
+def test_the_right_passages_come_first(printed: str) -> None:
+    assert [answer.rows[0][2] for answer in answers(printed)[::2]] == [
         "instructions.md: Turn the query instruction off",
         "a12p00",
         "a17p03",
@@ -79,17 +82,17 @@ def test_the_right_passages_come_first(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 @pytest.mark.usefixtures("fresh_store")
 def test_a_changed_passage_changes_the_output_of_both_frameworks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, printed: str
 ) -> None:
-    shutil.copytree(DEMO.parent / "data", tmp_path, dirs_exist_ok=True)
-    file = tmp_path / "passages.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    original = (DEMO.parent / "data" / "passages.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in original.splitlines()]
     changed = [{**row, "text": "A text about something else."} if row["id"] == "a12p00" else row for row in rows]
-    before = answers(run_demo(monkeypatch, capsys, "--data", str(tmp_path)))
-    file.write_text("\n".join(json.dumps(row) for row in changed) + "\n", encoding="utf-8")
-    after = answers(run_demo(monkeypatch, capsys, "--data", str(tmp_path)))
-    for framework in (0, 1):
-        oxygen = 2 + framework  # the second question asks for that passage
+    lines = [json.dumps(row) for row in changed]
+    (tmp_path / "passages.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+    before, after = answers(printed), answers(run_demo(monkeypatch, capsys, "--data", str(tmp_path)))
+
+    for oxygen in (2, 3):  # the second question, through LangChain and through LlamaIndex
         assert "a12p00" in [row[2] for row in before[oxygen].rows]
         assert "a12p00" not in [row[2] for row in after[oxygen].rows]
 

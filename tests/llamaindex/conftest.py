@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,16 +11,19 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from pydantic import Field
 
-EMBEDDER = "BAAI/bge-small-en-v1.5"
-RERANKER = "BAAI/bge-reranker-base"
+from tests.llamaindex.subjects import EMBEDDER, RERANKER, Subjects, choose_subjects
+
+__all__ = ["EMBEDDER", "EN", "RERANKER", "Callbacks", "Recorder"]
+
 EN = "Represent this sentence for searching relevant passages: "
 
 
 class Recorder(BaseEventHandler):
     """Keeps every event of LlamaIndex's instrumentation."""
 
-    seen: list[Any] = []
+    seen: list[Any] = Field(default_factory=list)
 
     @classmethod
     def class_name(cls) -> str:
@@ -66,7 +70,7 @@ class Callbacks(BaseCallbackHandler):
 @pytest.fixture
 def events() -> Iterator[Recorder]:
     """The instrumentation events of the test."""
-    recorder = Recorder(seen=[])
+    recorder = Recorder()
     root = get_dispatcher()
     root.add_event_handler(recorder)
     yield recorder
@@ -77,6 +81,12 @@ def events() -> Iterator[Recorder]:
 def callbacks() -> Callbacks:
     """A callback handler; pass `callbacks.manager()`."""
     return Callbacks()
+
+
+@pytest.fixture
+def subjects(hub_cache: Path) -> Subjects:
+    """The classes whose defects are examined."""
+    return choose_subjects(hub_cache)
 
 
 def pytest_configure(config: pytest.Config) -> None:

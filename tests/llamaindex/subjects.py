@@ -1,4 +1,4 @@
-"""Whose classes `test_defects.py` examines: ours, or with BGE_TESTS_INCUMBENT=1 those that LlamaIndex ships.
+"""Whose classes `test_defects*.py` examine: ours, or with BGE_TESTS_INCUMBENT=1 those that LlamaIndex ships.
 
 The test bodies are the same for both; only construction, and how the forward pass is watched, differ.
 """
@@ -17,7 +17,7 @@ import pytest
 
 from tests.checkpoints import commit_of
 
-__all__ = ["INCUMBENT", "Subjects", "choose_subjects", "cls_vectors", "snapshot"]
+__all__ = ["EMBEDDER", "RERANKER", "Subjects", "choose_subjects", "cls_vectors", "no_waiting", "snapshot"]
 
 INCUMBENT = bool(os.environ.get("BGE_TESTS_INCUMBENT"))
 EMBEDDER = "BAAI/bge-small-en-v1.5"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +93,7 @@ def test_wrong_top_n_is_a_configuration_error(value: Any) -> None:
 
 @CLASSES
 def test_misspelt_model_suggests_the_nearest_name(kind: Any) -> None:
-    with pytest.raises(ModelNotFoundError, match="BAAI/bge-small-en-v1.5"):
+    with pytest.raises(ModelNotFoundError, match=r"BAAI/bge-small-en-v1\.5"):
         kind(model="bge-smal-en-v1.5")
 
 
@@ -220,14 +218,6 @@ def test_task_chooses_both_instructions() -> None:
 
 
 @CLASSES
-def test_token_is_in_no_dump_repr_or_pickle(kind: Any) -> None:
-    model = kind(token="hf_secret")
-    shown = [repr(model), str(model.to_dict()), model.to_json(), str(model.model_dump())]
-    assert not any("hf_secret" in each for each in shown)
-    assert b"hf_secret" not in pickle.dumps(model)
-
-
-@CLASSES
 def test_what_describes_the_model_cannot_be_assigned(kind: Any) -> None:
     model = kind()
     with pytest.raises(ConfigurationError, match=r"'max_length' cannot change.*Build a new"):
@@ -272,47 +262,7 @@ def test_injected_embedder_beside_options_is_refused() -> None:
 
 
 @CLASSES
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_keep_the_configuration(kind: Any, duplicate: Any, callbacks: Callbacks) -> None:
-    model = kind(max_length=77, device="cpu", callback_manager=callbacks.manager())
-    again = duplicate(model)
-    assert type(again) is kind
-    assert again.to_dict() == model.to_dict()
-    assert again.device == "cpu"
-    assert isinstance(again.callback_manager, CallbackManager)
-
-
-def test_deep_copy_shares_callbacks_and_stores(callbacks: Callbacks) -> None:
-    store, manager = SimpleKVStore(), callbacks.manager()
-    embedding = copy.deepcopy(BGEEmbedding(embeddings_cache=store, callback_manager=manager))
-    assert embedding.embeddings_cache is store
-    assert embedding.callback_manager is manager
-
-
-def test_pickle_leaves_out_what_does_not_pickle(callbacks: Callbacks) -> None:
-    callbacks.unpicklable = lambda: None  # type: ignore[attr-defined]
-    embedding = BGEEmbedding(callback_manager=callbacks.manager(), embeddings_cache=SimpleKVStore())
-    again = pickle.loads(pickle.dumps(embedding))
-    assert again.callback_manager.handlers == []
-    assert again.embeddings_cache is None
-
-
-@CLASSES
 def test_errors_belong_to_one_tree(kind: Any) -> None:
     for arguments in ({"devise": 1}, {"device": "gpu7"}, {"max_length": 0}, {"model": "bge-smal"}):
         with pytest.raises(BGEError):
             kind(**arguments)
-
-
-@CLASSES
-def test_dump_round_trips(kind: Any) -> None:
-    model = kind(max_length=64, revision="main")
-    assert kind.from_dict(model.to_dict()).to_dict() == model.to_dict()
-    assert kind.from_json(model.to_json()).to_dict() == model.to_dict()
-
-
-def test_reranker_dump_keeps_the_device_and_all_choices() -> None:
-    chosen = {"top_n": None, "score_threshold": 0.2, "normalize": False, "keep_retrieval_score": True, "device": "cpu"}
-    dump = BGERerank(**chosen).to_dict()
-    assert {name: dump[name] for name in chosen} == chosen
-    assert BGERerank.from_dict(dump).reranker.options()["normalize"] is False

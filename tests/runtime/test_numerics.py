@@ -14,7 +14,7 @@ SENTENCE = "The heart pumps blood through the body, and aspirin thins the blood.
 TEXTS = [
     "panda",
     "",
-    SENTENCE * 60,
+    SENTENCE * 40,
     "How do I turn the query instruction off?",
     "大熊猫是中国特有的熊类动物：主要以竹子为食。",
     SENTENCE * 3,
@@ -29,13 +29,14 @@ PAIRS = [
     ("What is a panda?", "The giant panda is a bear species endemic to China."),
     ("What is a panda?", ""),
     ("", "cat"),
-    ("What is a panda?", SENTENCE * 60),
-    (SENTENCE * 60, "cat"),
-    (SENTENCE * 60, SENTENCE * 60),
+    ("What is a panda?", SENTENCE * 40),
+    (SENTENCE * 40, "cat"),
+    (SENTENCE * 40, SENTENCE * 40),
     ("大熊猫", SENTENCE * 4),
 ]
 
 
+@pytest.mark.parametrize("backend", ["packed", "torch"])
 @pytest.mark.parametrize(
     ("name", "query_prefix", "document_prefix", "max_length"),
     [
@@ -45,9 +46,9 @@ PAIRS = [
         ("BAAI/bge-m3", "", "", 8192),
     ],
 )
-def test_vectors_equal_the_normalised_cls_row(hub_cache, name, query_prefix, document_prefix, max_length):
+def test_vectors_equal_the_normalised_cls_row(hub_cache, name, query_prefix, document_prefix, max_length, backend):
     folder = references.snapshot_of(hub_cache, name)
-    embedder = bge_runtime.Embedder(name, truncation="silent")
+    embedder = bge_runtime.Embedder(name, truncation="silent", backend=backend)
     queries = [references.vector(folder, query_prefix + text, max_length=max_length) for text in TEXTS]
     documents = [references.vector(folder, document_prefix + text, max_length=max_length) for text in TEXTS]
     np.testing.assert_allclose(embedder.encode_queries(TEXTS), queries, atol=TOLERANCE)
@@ -66,13 +67,21 @@ def test_each_llm_embedder_task_uses_its_pair_of_instructions(hub_cache, task):
     np.testing.assert_allclose(vectors, expected, atol=TOLERANCE)
 
 
-def test_bge_m3_reads_its_8192_tokens_and_no_more(hub_cache):
+def test_8192_tokens_are_read_and_no_more(hub_cache):
+    folder = references.snapshot_of(hub_cache, "BAAI/bge-reranker-v2-m3")
+    reranker = bge_runtime.Reranker("BAAI/bge-reranker-v2-m3", truncation="silent")
+    expected = references.pair_logit(folder, "panda", "dog " * 9000, max_length=8192)
+    np.testing.assert_allclose(reranker.score("panda", ["dog " * 9000]), expected, atol=TOLERANCE)
+    assert reranker.truncated_count == 1
+    assert bge_runtime.Embedder("BAAI/bge-m3").max_length == 8192
+
+
+def test_a_literal_padding_token_in_a_text_is_read_as_transformers_reads_it(hub_cache):
     folder = references.snapshot_of(hub_cache, "BAAI/bge-m3")
-    text = "dog " * 9000
-    embedder = bge_runtime.Embedder("BAAI/bge-m3", truncation="silent")
-    expected = references.vector(folder, text, max_length=8192)
-    np.testing.assert_allclose(embedder.encode_documents([text])[0], expected, atol=TOLERANCE)
-    assert embedder.truncated_count == 1
+    texts = ["a <pad> in <pad><pad> the middle", "<pad>", "panda", "<s> </s> <mask>"]
+    expected = [references.vector(folder, text, max_length=512) for text in texts]
+    vectors = bge_runtime.Embedder("BAAI/bge-m3").encode_documents(texts)
+    np.testing.assert_allclose(vectors, expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("max_length", [16, 200])
@@ -83,8 +92,9 @@ def test_max_length_cuts_the_end_of_the_text(hub_cache, max_length):
     np.testing.assert_allclose(embedder.encode_documents(TEXTS), expected, atol=TOLERANCE)
 
 
-def test_minilm_gets_mean_pooling_and_256_tokens(minilm):
-    embedder = bge_runtime.Embedder("sentence-transformers/all-MiniLM-L6-v2", truncation="silent")
+@pytest.mark.parametrize("backend", ["packed", "torch"])
+def test_minilm_gets_mean_pooling_and_256_tokens(minilm, backend):
+    embedder = bge_runtime.Embedder(bge_runtime.DEFAULT_OFFLINE_MODEL, truncation="silent", backend=backend)
     expected = [references.vector(minilm, text, max_length=256, pooling="mean") for text in TEXTS]
     np.testing.assert_allclose(embedder.encode_documents(TEXTS), expected, atol=TOLERANCE)
     np.testing.assert_allclose(embedder.encode_queries(TEXTS), expected, atol=TOLERANCE)
@@ -105,13 +115,14 @@ def test_token_vectors_are_the_normalised_states_special_tokens_included(hub_cac
         np.testing.assert_allclose(row, expected, atol=2 * TOLERANCE)
 
 
+@pytest.mark.parametrize("backend", ["packed", "torch"])
 @pytest.mark.parametrize(
     ("name", "max_length"),
     [("BAAI/bge-reranker-base", 512), ("BAAI/bge-reranker-base", 64), ("BAAI/bge-reranker-v2-m3", 1024)],
 )
-def test_scores_equal_the_classifiers_logit(hub_cache, name, max_length):
+def test_scores_equal_the_classifiers_logit(hub_cache, name, max_length, backend):
     folder = references.snapshot_of(hub_cache, name)
-    reranker = bge_runtime.Reranker(name, max_length=max_length, truncation="silent")
+    reranker = bge_runtime.Reranker(name, max_length=max_length, truncation="silent", backend=backend)
     expected = [references.pair_logit(folder, *pair, max_length=max_length).item() for pair in PAIRS]
     scores = reranker.score_pairs(PAIRS)
     assert scores.dtype == np.float32
@@ -120,10 +131,11 @@ def test_scores_equal_the_classifiers_logit(hub_cache, name, max_length):
     np.testing.assert_allclose(squashed.score_pairs(PAIRS), 1 / (1 + np.exp(-np.array(expected))), atol=TOLERANCE)
 
 
-def test_two_labels_give_the_log_odds_of_the_second(tmp_path):
+@pytest.mark.parametrize("backend", ["packed", "torch"])
+def test_two_labels_give_the_log_odds_of_the_second(tmp_path, backend):
     folder = two_label_folder(tmp_path)
     logits = np.array([references.pair_logit(folder, *pair, max_length=512) for pair in PAIRS])
-    scores = bge_runtime.Reranker(folder, truncation="silent").score_pairs(PAIRS)
+    scores = bge_runtime.Reranker(folder, truncation="silent", backend=backend).score_pairs(PAIRS)
     np.testing.assert_allclose(scores, logits[:, 1] - logits[:, 0], atol=TOLERANCE)
 
 

@@ -11,102 +11,21 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
-from bge_runtime.backends.base import Backend, Output
+from bge_runtime.backends.base import Backend
 from bge_runtime.counters import Counters
 from bge_runtime.errors import BackendError, BGEError, EngineStoppedError, OutOfMemoryError
-from bge_runtime.tokenizing import TokenSequence
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from bge_runtime.job import Job
 
 __all__ = ["Engine", "Job"]
 
 logger = logging.getLogger("bge_runtime")
 
 MAX_QUEUED_TOKENS = 8_000_000
+# Another process may have had the memory: try the double again after so many batches without trouble.
+BATCHES_BEFORE_GROWTH = 64
 # A steady stream of queries must not starve an ingestion.
 INTERACTIVE_BATCHES_IN_A_ROW = 16
-
-
-class Job:
-    """The inputs of one call, taken longest first, and the place where their results gather."""
-
-    def __init__(
-        self,
-        sequences: Sequence[TokenSequence],
-        output: Output,
-        *,
-        batch_tokens: int,
-        batch_size: int | None = None,
-        bulk: bool = False,
-        on_progress: Callable[[int], object] | None = None,
-    ) -> None:
-        """Describe the work; `Engine.submit` starts it.
-
-        Args:
-            sequences: Token sequences; results come back in this order.
-            output: What to return for each.
-            batch_tokens: Most padded tokens of one forward pass.
-            batch_size: Most inputs of one forward pass.
-            bulk: Whether interactive work goes first.
-            on_progress: Called on the worker with the number of inputs just finished.
-        """
-        self.future: Future[list[NDArray[np.float32]]] = Future()
-        self.sequences = sequences
-        self.output = output
-        self.batch_tokens = batch_tokens
-        self.batch_size = batch_size
-        self.bulk = bulk
-        self.tokens = sum(len(sequence.ids) for sequence in sequences)
-        self.queued_at = time.perf_counter()
-        self._on_progress = on_progress
-        self._results: list[Any] = [None] * len(sequences)
-        self._waiting = deque(sorted(range(len(sequences)), key=lambda index: -len(sequences[index].ids)))
-        self._missing = len(sequences)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether inputs are left to compute for somebody who still wants them."""
-        return bool(self._waiting) and not self.future.done()
-
-    @property
-    def untouched(self) -> bool:
-        """Whether no result has been delivered yet."""
-        return self._missing == len(self.sequences)
-
-    def next_length(self) -> int:
-        """Return the number of tokens of the next input."""
-        return len(self.sequences[self._waiting[0]].ids)
-
-    def take(self) -> int:
-        """Return the index of the next input."""
-        return self._waiting.popleft()
-
-    def put_back(self, indices: Sequence[int]) -> None:
-        """Undo `take` for these indices, in their order."""
-        self._waiting.extendleft(reversed(indices))
-
-    def deliver(self, results: Sequence[tuple[int, NDArray[np.float32]]]) -> None:
-        """Store results; the last one completes the call."""
-        for index, value in results:
-            self._results[index] = value
-        self._missing -= len(results)
-        if self._on_progress is not None and not self.future.done():
-            self._on_progress(len(results))
-        if not self._missing:
-            with suppress(InvalidStateError):
-                self.future.set_result(self._results)
-
-    def fail(self, error: BaseException) -> None:
-        """Give the caller an error."""
-        with suppress(InvalidStateError):
-            self.future.set_exception(error)
 
 
 Batch = list[tuple[Job, int]]
@@ -127,7 +46,8 @@ class Engine:
         self._in_a_row = 0
         self._worker: threading.Thread | None = None
         self._closed = False
-        self._fitting_tokens: int | None = None  # lowered for good when memory runs out
+        self._fitting_tokens: int | None = None  # halved when memory runs out
+        self._batches_that_fitted = 0
 
     @property
     def closed(self) -> bool:
@@ -258,6 +178,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - whatever a model raises belongs to its callers
             self._isolate(batch, parts, error)
             return
+        self._grow()
         self._counters.add(
             batches=1,
             merged_batches=len(parts) > 1,
@@ -280,10 +201,17 @@ class Engine:
             batch[0][0].fail(error)
             return
         self._fitting_tokens = max(padded // 2, 1)
+        self._batches_that_fitted = 0
         self._counters.add(out_of_memory_retries=1)
-        logger.warning("Out of memory at %d tokens a batch; %d from now on.", padded, self._fitting_tokens)
+        logger.warning("Out of memory at %d tokens a batch; going on with %d.", padded, self._fitting_tokens)
         for job, indices in _by_job(batch).items():
             job.put_back(indices)
+
+    def _grow(self) -> None:
+        self._batches_that_fitted += 1
+        if self._fitting_tokens is not None and self._batches_that_fitted >= BATCHES_BEFORE_GROWTH:
+            self._fitting_tokens *= 2
+            self._batches_that_fitted = 0
 
     def _isolate(self, batch: Batch, parts: dict[Job, list[int]], error: Exception) -> None:
         """Give an error to the caller whose input causes it, and to nobody who shared the batch."""

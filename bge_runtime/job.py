@@ -1,0 +1,94 @@
+"""One call's inputs on their way through the engine."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from bge_runtime.backends.base import Output
+from bge_runtime.tokenizing import TokenSequence
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Job"]
+
+
+class Job:
+    """The inputs of one call, taken longest first, and the place where their results gather."""
+
+    def __init__(
+        self,
+        sequences: Sequence[TokenSequence],
+        output: Output,
+        *,
+        batch_tokens: int,
+        batch_size: int | None = None,
+        bulk: bool = False,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> None:
+        """Describe the work; `Engine.submit` starts it.
+
+        Args:
+            sequences: Token sequences; results come back in this order.
+            output: What to return for each.
+            batch_tokens: Most padded tokens of one forward pass.
+            batch_size: Most inputs of one forward pass.
+            bulk: Whether interactive work goes first.
+            on_progress: Called on the worker with the number of inputs just finished.
+        """
+        self.future: Future[list[NDArray[np.float32]]] = Future()
+        self.sequences = sequences
+        self.output = output
+        self.batch_tokens = batch_tokens
+        self.batch_size = batch_size
+        self.bulk = bulk
+        self.tokens = sum(len(sequence.ids) for sequence in sequences)
+        self.queued_at = time.perf_counter()
+        self._on_progress = on_progress
+        self._results: list[Any] = [None] * len(sequences)
+        self._waiting = deque(sorted(range(len(sequences)), key=lambda index: -len(sequences[index].ids)))
+        self._missing = len(sequences)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether inputs are left to compute for somebody who still wants them."""
+        return bool(self._waiting) and not self.future.done()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no result has been delivered yet."""
+        return self._missing == len(self.sequences)
+
+    def next_length(self) -> int:
+        """Return the number of tokens of the next input."""
+        return len(self.sequences[self._waiting[0]].ids)
+
+    def take(self) -> int:
+        """Return the index of the next input."""
+        return self._waiting.popleft()
+
+    def put_back(self, indices: Sequence[int]) -> None:
+        """Undo `take` for these indices, in their order."""
+        self._waiting.extendleft(reversed(indices))
+
+    def deliver(self, results: Sequence[tuple[int, NDArray[np.float32]]]) -> None:
+        """Store results; the last one completes the call."""
+        for index, value in results:
+            self._results[index] = value
+        self._missing -= len(results)
+        if self._on_progress is not None and not self.future.done():
+            self._on_progress(len(results))
+        if not self._missing:
+            with suppress(InvalidStateError):
+                self.future.set_result(self._results)
+
+    def fail(self, error: BaseException) -> None:
+        """Give the caller an error."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)

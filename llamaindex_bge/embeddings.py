@@ -65,6 +65,7 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
 
     _owner: ClassVar[str] = "BGEEmbedding"
     _injected: ClassVar[str] = "embedder"
+    _runtime_class: ClassVar[type] = Embedder
     _runtime_names: ClassVar[dict[str, str]] = {
         "model_name": "model",
         "query_instruction": "query_instruction",
@@ -74,7 +75,11 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         "truncate_dim": "truncate_dim",
         **{name: name for name in LOADING_NAMES},
     }
-    _renamed: ClassVar[dict[str, str]] = {"model": "model_name", "show_progress_bar": "show_progress"}
+    _renamed: ClassVar[dict[str, str]] = {
+        "model": "model_name",
+        "show_progress_bar": "show_progress",
+        "tokenizer_kwargs": "processor_kwargs",
+    }
     _retired: ClassVar[dict[str, str]] = {
         "pooling": "Models pool as their authors trained them; base_model= names the family of a fine-tune.",
         "tokenizer_name": "The model's own tokenizer is used; leave it out.",
@@ -188,7 +193,7 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         vectors: list[Embedding] = []
         for window in _windows(check_texts(texts)):
             with embedding_events(self, window) as finish:
-                vectors += finish(self._embed(window, "document", show_progress))
+                vectors += finish(self._get_text_embeddings(window, **_progress(show_progress)))
         return vectors
 
     async def aget_text_embedding_batch(
@@ -198,7 +203,7 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         vectors: list[Embedding] = []
         for window in _windows(check_texts(texts)):
             with embedding_events(self, window) as finish:
-                vectors += finish(await self._aembed(window, "document", show_progress))
+                vectors += finish(await self._aget_text_embeddings(window, **_progress(show_progress)))
         return vectors
 
     def get_agg_embedding_from_queries(
@@ -237,11 +242,11 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
     async def _aget_text_embedding(self, text: str) -> Embedding:
         return (await self._aembed([text], "document"))[0]
 
-    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return self._embed(check_texts(texts), "document")
+    def _get_text_embeddings(self, texts: list[str], show_progress: bool = False) -> list[Embedding]:
+        return self._embed(texts, "document", show_progress)
 
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await self._aembed(check_texts(texts), "document")
+    async def _aget_text_embeddings(self, texts: list[str], show_progress: bool = False) -> list[Embedding]:
+        return await self._aembed(texts, "document", show_progress)
 
     def _embed(self, texts: list[str], role: Role, show_progress: bool = False) -> list[Embedding]:
         encode = self._embedder.encode_queries if role == "query" else self._embedder.encode_documents
@@ -275,6 +280,11 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
             return None
         identity = self._embedder.identity if role == "query" else self._embedder.document_identity
         return CachedVectors(store=self.embeddings_cache, identity=identity, role=role)
+
+
+def _progress(shown: bool) -> dict[str, bool]:
+    # The base class's hook takes the texts only, and so may a subclass's.
+    return {"show_progress": True} if shown else {}
 
 
 def _windows(texts: list[str]) -> Iterator[list[str]]:

@@ -36,6 +36,7 @@ class ConfiguredModel(BaseModel):
 
     _owner: ClassVar[str]
     _injected: ClassVar[str]
+    _runtime_class: ClassVar[type]
     _runtime_names: ClassVar[Mapping[str, str]]
     _renamed: ClassVar[Mapping[str, str]] = {}
     _retired: ClassVar[Mapping[str, str]] = {}
@@ -99,9 +100,9 @@ class ConfiguredModel(BaseModel):
         BaseModel.__setstate__(self, {**state, "__dict__": fields})
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Return a copy of the configuration that shares callbacks and stores."""
-        services = [getattr(self, name, None) for name in SERVICES]
-        shared = {id(service): service for service in services if service is not None}
+        """Return a copy that shares the runtime object, callbacks and stores."""
+        parts = [getattr(self, name, None) for name in (*SERVICES, f"_{self._injected}")]
+        shared = {id(part): part for part in parts if part is not None}
         return super().__deepcopy__({**(memo or {}), **shared})
 
     @classmethod
@@ -125,6 +126,11 @@ class ConfiguredModel(BaseModel):
 
     @classmethod
     def _described(cls, arguments: Iterable[str], runtime: Any) -> dict[str, Any]:
+        if not isinstance(runtime, cls._runtime_class):
+            raise ConfigurationError(
+                f"{cls._owner} got {cls._injected}={runtime!r}. Pass a bge_runtime.{cls._runtime_class.__name__}, "
+                "or name the model instead."
+            )
         both = sorted(set(arguments) & set(cls._runtime_names))
         if both:
             raise ConfigurationError(

@@ -46,6 +46,7 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
 
     _owner: ClassVar[str] = "BGERerank"
     _injected: ClassVar[str] = "reranker"
+    _runtime_class: ClassVar[type] = Reranker
     _runtime_names: ClassVar[dict[str, str]] = {
         "model": "model",
         "normalize": "normalize",

@@ -34,6 +34,11 @@ def test_deep_copy_shares_callbacks_and_stores(callbacks: Callbacks) -> None:
     assert embedding.callback_manager is manager
 
 
+def test_deep_copy_can_still_reach_private_models() -> None:
+    embedding = BGEEmbedding(token="hf_secret")
+    assert copy.deepcopy(embedding).embedder is embedding.embedder
+
+
 def test_pickle_leaves_out_what_does_not_pickle(callbacks: Callbacks) -> None:
     callbacks.unpicklable = lambda: None  # type: ignore[attr-defined]
     embedding = BGEEmbedding(callback_manager=callbacks.manager(), embeddings_cache=SimpleKVStore())

@@ -85,6 +85,20 @@ async def test_the_hooks_of_the_base_class_work(embedding: BGEEmbedding) -> None
     assert_close(await embedding._aget_text_embedding(TEXTS[0]), documents[0])
 
 
+async def test_a_subclass_may_replace_the_hooks() -> None:
+    class Shouting(BGEEmbedding):
+        def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+            return super()._get_text_embeddings([text.upper() for text in texts])
+
+        async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+            return await super()._aget_text_embeddings([text.upper() for text in texts])
+
+    embedding = Shouting("sentence-transformers/all-MiniLM-L6-v2", text_instruction="X: ")
+    expected = embedding.embedder.encode_documents(["A B"])
+    assert_close(embedding.get_text_embedding_batch(["a b"]), expected)
+    assert_close(await embedding.aget_text_embedding_batch(["a b"]), expected)
+
+
 def test_the_whole_list_goes_to_the_runtime_at_once(handed_over: list[int]) -> None:
     BGEEmbedding(embed_batch_size=2).get_text_embedding_batch([f"{text} {n}" for n in range(9) for text in TEXTS])
     assert handed_over == [27]

@@ -160,11 +160,13 @@ def test_arguments_of_the_hugging_face_class_are_understood() -> None:
         num_workers=2,
         show_progress_bar=True,
         model_kwargs={"attn_implementation": "eager"},
+        tokenizer_kwargs={"use_fast": True},
     )
     options = embedding.embedder.options()
     assert (options["query_instruction"], options["document_instruction"]) == ("q: ", "d: ")
     assert (options["max_length"], options["normalize"], options["show_progress"]) == (128, False, True)
     assert options["model_kwargs"] == {"attn_implementation": "eager"}
+    assert options["processor_kwargs"] == {"use_fast": True}
 
 
 @pytest.mark.parametrize(
@@ -254,6 +256,12 @@ def test_injected_reranker_is_used_and_described() -> None:
     postprocessor = BGERerank(reranker=reranker, top_n=None)
     assert postprocessor.reranker is reranker
     assert (postprocessor.model, postprocessor.normalize, postprocessor.top_n) == (EMBEDDER, True, None)
+
+
+@pytest.mark.parametrize(("kind", "argument"), [(BGEEmbedding, "embedder"), (BGERerank, "reranker")])
+def test_injecting_something_else_is_refused(kind: Any, argument: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{argument}='small'.*bge_runtime"):
+        kind(**{argument: "small"})
 
 
 def test_injected_embedder_beside_options_is_refused() -> None:

@@ -202,6 +202,7 @@ async def test_an_async_run_gives_the_same_vectors(nodes: list[TextNode]) -> Non
     assert [node.embedding for node in result] == expected
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.slow  # each worker imports torch
 def test_spawned_workers_load_their_own_weights(nodes: list[TextNode]) -> None:
     embedding = BGEEmbedding(MINILM)

@@ -14,7 +14,9 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 model = SentenceTransformer(sys.argv[1], device="cpu")
 data = Dataset.from_dict({"query": ["one", "two"], "positive": ["one one", "two two"]})
 with tempfile.TemporaryDirectory() as folder:
-    arguments = SentenceTransformerTrainingArguments(folder, max_steps=1, report_to="none", use_cpu=True)
+    arguments = SentenceTransformerTrainingArguments(
+        folder, max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no"
+    )
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, train_dataset=data, loss=MultipleNegativesRankingLoss(model)
     )

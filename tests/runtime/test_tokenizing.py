@@ -1,0 +1,104 @@
+"""Token ids, lengths and offsets, against the tokenizers library's own encoding."""
+
+from __future__ import annotations
+
+import pytest
+
+import bge_runtime
+from bge_runtime.tokenizing import Tokenizing
+from tests.contracts.concurrency import in_threads
+from tests.tiny_tokenizers import bert_tokenizer, xlmr_tokenizer
+
+TEXTS = ["The giant panda eats bamboo.", "", "大熊猫：竹子", "zymurgy " * 30, "a  b\n\tc", "\N{SNOWMAN}"]
+FAMILIES = {"bert": bert_tokenizer, "xlmr": xlmr_tokenizer}
+
+
+@pytest.fixture(params=FAMILIES, ids=list(FAMILIES))
+def tokenizer(request):
+    return FAMILIES[request.param]()
+
+
+def test_texts_get_the_ids_that_the_tokenizer_gives(tokenizer):
+    tokens = Tokenizing(tokenizer).texts(TEXTS, 512)
+    assert [sequence.ids for sequence in tokens.sequences] == [tokenizer.encode(text).ids for text in TEXTS]
+    assert [sequence.type_ids for sequence in tokens.sequences] == [tokenizer.encode(text).type_ids for text in TEXTS]
+    assert tokens.truncated == 0
+
+
+def test_pairs_get_the_ids_that_the_tokenizer_gives(tokenizer):
+    pairs = [(query, document) for query in TEXTS for document in TEXTS]
+    tokens = Tokenizing(tokenizer).pairs(pairs, 1024)
+    assert [sequence.ids for sequence in tokens.sequences] == [tokenizer.encode(*pair).ids for pair in pairs]
+    assert [sequence.type_ids for sequence in tokens.sequences] == [tokenizer.encode(*pair).type_ids for pair in pairs]
+
+
+@pytest.mark.parametrize("limit", [16, 33, 64])
+def test_a_long_pair_loses_the_end_of_its_document_and_keeps_its_special_tokens(tokenizer, limit):
+    reference = FAMILIES["bert" if tokenizer.token_to_id("[CLS]") else "xlmr"]()
+    reference.enable_truncation(limit, strategy="only_second")
+    pair = ("The giant panda", TEXTS[3])
+    tokens = Tokenizing(tokenizer).pairs([pair], limit)
+    assert tokens.sequences[0].ids == reference.encode(*pair).ids
+    assert tokens.truncated == 1
+
+
+@pytest.mark.parametrize("limit", [16, 40, 512])
+def test_a_long_query_keeps_three_quarters(tokenizer, limit):
+    query = "panda " * 1000
+    ids = Tokenizing(tokenizer).pairs([(query, "dog " * 1000)], limit).sequences[0].ids
+    panda = tokenizer.encode("panda panda", add_special_tokens=False).ids[1]
+    assert len(ids) == limit
+    assert ids.count(panda) == int(0.75 * limit)
+
+
+@pytest.mark.parametrize("limit", [3, 10, 50])
+def test_a_long_text_loses_its_end(tokenizer, limit):
+    tokens = Tokenizing(tokenizer).texts(["panda dog", TEXTS[3], TEXTS[3]], limit)
+    full = tokenizer.encode(TEXTS[3]).ids
+    assert tokens.sequences[1].ids == [*full[: limit - 1], full[-1]]
+    assert tokens.truncated == (3 if limit == 3 else 2)
+
+
+def test_the_original_tokenizers_state_is_cleared_on_a_private_copy(tokenizer):
+    plain = tokenizer.encode(TEXTS[3]).ids
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=16)
+    tokens = Tokenizing(tokenizer)
+    assert tokens.texts([TEXTS[3], "panda"], 512).sequences[0].ids == plain
+    assert tokens.count([TEXTS[3]]) == [len(plain)]
+    assert tokenizer.truncation["max_length"] == 8
+    assert tokenizer.padding["length"] == 16
+
+
+def test_counts_include_the_special_tokens_and_are_not_cut(tokenizer):
+    assert Tokenizing(tokenizer).count(TEXTS) == [len(tokenizer.encode(text).ids) for text in TEXTS]
+
+
+def test_offsets_point_at_characters(tokenizer):
+    text = "The pandas, 大熊猫!"
+    tokens = Tokenizing(tokenizer)
+    pieces = [text[start:end].strip() for start, end in tokens.offsets(text)]
+    assert "".join(pieces) == text.replace(" ", "")
+    assert len(pieces) == tokens.count([text])[0] - tokens.count([""])[0]
+
+
+def test_threads_with_varying_lengths_get_their_own_lengths(tokenizer):
+    tokens = Tokenizing(tokenizer)
+
+    def lengths(limit):
+        return {len(sequence.ids) for _ in range(50) for sequence in tokens.texts([TEXTS[3]] * 4, limit).sequences}
+
+    assert in_threads([lambda limit=limit: lengths(limit) for limit in range(8, 16)]) == [
+        {limit} for limit in range(8, 16)
+    ]
+
+
+def test_embedder_counts_and_offsets_are_the_models_own(hub_cache):
+    embedder = bge_runtime.Embedder()
+    text = "The panda eats bamboo."
+    assert embedder.count_tokens([text, ""]) == [7, 2]
+    assert [text[start:end] for start, end in embedder.token_offsets(text)] == ["The", "panda", "eats", "bamboo", "."]
+    with pytest.raises(bge_runtime.InputError):
+        embedder.count_tokens("panda")
+    with pytest.raises(bge_runtime.InputError):
+        embedder.token_offsets(None)

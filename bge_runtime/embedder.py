@@ -300,6 +300,7 @@ class Embedder(Model):
             self.max_length,
             self.document_instruction,
             "float",
+            self.source.vector_arguments,
             *query_side,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

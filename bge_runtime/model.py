@@ -118,6 +118,11 @@ class Model(ABC):
         """Close."""
         self.close()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy as options, the access token included."""
+        options = self.options()
+        return type(self)(**options, **({"token": self.source.token} if "revision" in options else {}))
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy as options; the copy shares the loaded weights of its process."""
         return _rebuild, (type(self), self.options())

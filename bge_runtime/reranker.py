@@ -134,7 +134,14 @@ class Reranker(Model):
     @property
     def identity(self) -> str:
         """Digest of exactly what changes scores; needs the model's files, not its weights in memory."""
-        parts = [self.source.weights_digest, self.method, self.max_length, self.normalize, "float"]
+        parts = [
+            self.source.weights_digest,
+            self.method,
+            self.max_length,
+            self.normalize,
+            "float",
+            self.source.vector_arguments,
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     @property

@@ -18,6 +18,9 @@ from bge_runtime.spec import ModelSpec, find_spec, get_spec
 
 __all__ = ["ModelSource"]
 
+# Like device and dtype, these move the last digits of a vector only.
+NUMERIC_ARGUMENTS = {"attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
@@ -122,6 +125,16 @@ class ModelSource:
         """SHA-256 that names the weights."""
         hub.check_folder(self.folder, pickles_allowed=self.spec.pickled_weights)
         return hub.weights_digest(self.folder)
+
+    @property
+    def vector_arguments(self) -> dict[str, str]:
+        """Loading arguments that change vectors beyond their last digits, by name."""
+        return {
+            f"{group}.{key}": repr(value)
+            for group in ("model_kwargs", "processor_kwargs", "config_kwargs")
+            for key, value in sorted(getattr(self, group).items())
+            if key not in NUMERIC_ARGUMENTS
+        }
 
     def check_supported(self) -> None:
         """Refuse models of a kind that cannot run.

@@ -16,14 +16,7 @@ from llama_index.core.bridge.pydantic import (
 )
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
-from bge_runtime import (
-    DEFAULT_EMBEDDER,
-    ConfigurationError,
-    Embedder,
-    InputError,
-    check_text,
-    check_texts,
-)
+from bge_runtime import DEFAULT_EMBEDDER, ConfigurationError, Embedder, InputError, check_text, check_texts
 from llamaindex_bge.caching import CachedVectors
 from llamaindex_bge.events import embedding_events
 from llamaindex_bge.identity import is_folder, known_defaults, vector_settings
@@ -65,7 +58,7 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
 
     _owner: ClassVar[str] = "BGEEmbedding"
     _injected: ClassVar[str] = "embedder"
-    _runtime_class: ClassVar[type] = Embedder
+    _runtime_class: ClassVar[type[Any]] = Embedder
     _runtime_names: ClassVar[dict[str, str]] = {
         "model_name": "model",
         "query_instruction": "query_instruction",

@@ -36,7 +36,7 @@ class ConfiguredModel(BaseModel):
 
     _owner: ClassVar[str]
     _injected: ClassVar[str]
-    _runtime_class: ClassVar[type]
+    _runtime_class: ClassVar[type[Any]]
     _runtime_names: ClassVar[Mapping[str, str]]
     _renamed: ClassVar[Mapping[str, str]] = {}
     _retired: ClassVar[Mapping[str, str]] = {}

@@ -46,7 +46,7 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
 
     _owner: ClassVar[str] = "BGERerank"
     _injected: ClassVar[str] = "reranker"
-    _runtime_class: ClassVar[type] = Reranker
+    _runtime_class: ClassVar[type[Any]] = Reranker
     _runtime_names: ClassVar[dict[str, str]] = {
         "model": "model",
         "normalize": "normalize",

@@ -76,11 +76,7 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "use_cache": True,
         "vocab_size": len(vocabulary(checkpoint.family)),
         **({"pad_token_id": 0} if bert else {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}),
-        **(
-            {"id2label": labels, "label2id": {name: int(key) for key, name in labels.items()}}
-            if labels
-            else {}
-        ),
+        **({"id2label": labels, "label2id": {name: int(key) for key, name in labels.items()}} if labels else {}),
     }
 
 
@@ -96,9 +92,7 @@ def _weight_files(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Files:
         generator = torch.Generator().manual_seed(checkpoint.seed + 100)
         for name, rows in (("sparse_linear.pt", 1), ("colbert_linear.pt", checkpoint.hidden)):
             shape = (rows, checkpoint.hidden)
-            files[name] = _pickle(
-                {"weight": 0.05 * torch.randn(shape, generator=generator), "bias": torch.zeros(rows)}
-            )
+            files[name] = _pickle({"weight": 0.05 * torch.randn(shape, generator=generator), "bias": torch.zeros(rows)})
     return files
 
 
@@ -164,9 +158,7 @@ def _sentence_transformers_files(checkpoint: Checkpoint) -> Files:
     ]
     versions = {"sentence_transformers": "2.2.2", "transformers": "4.28.1", "pytorch": "1.13.0+cu117"}
     pooling = {"word_embedding_dimension": checkpoint.hidden, "pooling_mode_cls_token": True}
-    pooling |= {
-        f"pooling_mode_{mode}": False for mode in ("mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
-    }
+    pooling |= {f"pooling_mode_{mode}": False for mode in ("mean_tokens", "max_tokens", "mean_sqrt_len_tokens")}
     return {
         "modules.json": to_json(modules),
         "1_Pooling/config.json": to_json(pooling),

@@ -47,9 +47,7 @@ CHECKPOINTS = (
         pickled=True,
         m3_heads=True,
     ),
-    Checkpoint(
-        name="BAAI/bge-reranker-base", family="xlmr", hidden=128, seed=5, positions=514, head=1, modules=False
-    ),
+    Checkpoint(name="BAAI/bge-reranker-base", family="xlmr", hidden=128, seed=5, positions=514, head=1, modules=False),
     Checkpoint(
         name="BAAI/bge-reranker-v2-m3",
         family="xlmr",

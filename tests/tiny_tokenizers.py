@@ -94,9 +94,7 @@ def _bert_vocabulary() -> tuple[str, ...]:
     head = ["[PAD]", *(f"[unused{index}]" for index in range(1, 100)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     singles = [mark for mark in _characters() if not mark.isupper()]
     endings = [f"##{letter}" for letter in string.ascii_lowercase + string.digits]
-    endings += [
-        f"##{ending}" for ending in ("s", "ed", "er", "es", "ing", "ion", "ly", "tion", "ment", "ous")
-    ]
+    endings += [f"##{ending}" for ending in ("s", "ed", "er", "es", "ing", "ion", "ly", "tion", "ment", "ous")]
     words = sorted({word.lower() for word in _words()})
     stems = sorted({word[:4] for word in words if len(word) > 5})
     return tuple(dict.fromkeys([*head, *singles, *FULL_WIDTH, *_ideographs(), *endings, *words, *stems]))

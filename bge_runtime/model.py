@@ -121,7 +121,9 @@ class Model(ABC):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy as options, the access token included."""
         options = self.options()
-        return type(self)(**options, **({"token": self.source.token} if "revision" in options else {}))
+        if "revision" in options:
+            options["token"] = self.source.token
+        return type(self)(**options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy as options; the copy shares the loaded weights of its process."""

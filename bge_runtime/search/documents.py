@@ -116,8 +116,8 @@ def read_sections(kind: str, content: bytes) -> list[Section]:
     """
     # PDF files can hold lone surrogates, which can be neither stored nor embedded.
     return [
-        Section(tuple(check_text(title) for title in trail), check_text(text))
-        for trail, text in _READERS[kind](content)
+        Section(tuple(check_text(title) for title in trail), check_text(text), check_text(code))
+        for trail, text, code in _READERS[kind](content)
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,12 +26,15 @@ from bge_runtime.search.index import (
     index_path,
     set_aside,
 )
-from bge_runtime.search.splitting import Chunk, Splitter
+from bge_runtime.search.late_interaction import late_interaction
+from bge_runtime.search.splitting import Chunk, Splitter, readable
 
 __all__ = ["Hit", "SearchResult", "search_folder"]
 
 # Texts embedded between two writes: what an interrupted run loses at most.
 WINDOW = 128
+# Chunks so near to a better one of the same section are left out: they overlap it or belong to it.
+BESIDE = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +128,7 @@ def search_folder(
     except DamagedIndexError as error:
         notify(f"The index is damaged ({error}): set aside as {set_aside(path)}, and built again.")
         chunks, vectors = collection.refresh(path)
-    dense = _cosines(embedder.encode_queries([question], show_progress=False)[0], vectors)
+    dense = _cosines(embedder.encode_queries([readable(question)], show_progress=False)[0], vectors)
     candidates = [each.index for each in order_scores(dense, top_n=fetch_k)]
     scores = _rerank(reranker, question, [chunks[index][1] for index in candidates])
     return SearchResult(
@@ -215,10 +218,14 @@ def _cosines(query: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArra
     return np.asarray(vectors @ query / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-def _rerank(reranker: Reranker | None, question: str, chunks: Iterable[Chunk]) -> list[float] | None:
+def _rerank(reranker: Reranker | None, question: str, chunks: Sequence[Chunk]) -> list[float] | None:
     if reranker is None:
         return None
-    return [float(score) for score in reranker.score(question, [chunk.text for chunk in chunks])]
+    if reranker.method == "late_interaction":
+        scores = late_interaction(reranker.embedder, question, chunks)
+    else:
+        scores = reranker.score(question, [chunk.text for chunk in chunks])
+    return [float(score) for score in scores]
 
 
 def _pick(
@@ -228,14 +235,14 @@ def _pick(
     scores: list[float] | None,
     k: int,
 ) -> list[Hit]:
-    """Return the best `k` candidates, leaving out neighbours of a better one in the same section."""
+    """Return the best `k` candidates, leaving out those beside a better one in the same section."""
     order = range(len(candidates)) if scores is None else [each.index for each in order_scores(scores)]
     taken: set[int] = set()
     hits: list[Hit] = []
     for place in order:
         number = candidates[place]
         name, chunk = chunks[number]
-        beside = [near for near in (number - 1, number + 1) if near in taken]
+        beside = [near for near in range(number - BESIDE, number + BESIDE + 1) if near in taken]
         if any(chunks[near][0] == name and chunks[near][1].trail == chunk.trail for near in beside):
             continue
         taken.add(number)

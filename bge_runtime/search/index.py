@@ -33,7 +33,7 @@ BEGIN;
 CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, digest TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS chunks (
     name TEXT NOT NULL, position INTEGER NOT NULL, key TEXT NOT NULL,
-    trail TEXT NOT NULL, text TEXT NOT NULL, body_start INTEGER NOT NULL,
+    trail TEXT NOT NULL, heading TEXT NOT NULL, body TEXT NOT NULL,
     PRIMARY KEY (name, position)
 );
 CREATE INDEX IF NOT EXISTS chunk_keys ON chunks (key);
@@ -117,7 +117,7 @@ class SearchIndex:
             gone: Names of the files to drop.
         """
         rows = [
-            (name, position, chunk.key, json.dumps(chunk.trail), chunk.text, chunk.body_start)
+            (name, position, chunk.key, json.dumps(chunk.trail), chunk.heading, chunk.body)
             for name, (_, chunks) in changed.items()
             for position, chunk in enumerate(chunks)
         ]
@@ -132,9 +132,9 @@ class SearchIndex:
 
     def missing(self) -> dict[str, str]:
         """Return the texts without a vector by their keys."""
-        query = "SELECT DISTINCT key, text FROM chunks WHERE key NOT IN (SELECT key FROM vectors)"
+        query = "SELECT key, trail, heading, body FROM chunks WHERE key NOT IN (SELECT key FROM vectors) GROUP BY key"
         with self._translated():
-            return dict(self._database.execute(query))
+            return {key: _chunk(*row).text for key, *row in self._database.execute(query)}
 
     def store(self, keys: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Store the vectors of texts, all or none."""
@@ -158,13 +158,13 @@ class SearchIndex:
             DamagedIndexError: A text or a vector is not what was written.
         """
         query = (
-            "SELECT name, chunks.key, trail, text, body_start, vector, checksum "
+            "SELECT name, chunks.key, trail, heading, body, vector, checksum "
             "FROM chunks JOIN vectors ON chunks.key = vectors.key ORDER BY name, position"
         )
         chunks, blobs = [], []
         with self._translated():
-            for name, key, trail, text, body_start, blob, checksum in self._database.execute(query):
-                chunk = Chunk(trail=tuple(json.loads(trail)), text=text, body_start=body_start)
+            for name, key, *row, blob, checksum in self._database.execute(query):
+                chunk = _chunk(*row)
                 if chunk.key != key or len(blob) != 4 * dimension or zlib.crc32(blob) != checksum:
                     raise DamagedIndexError(f"an entry of {name!r} fails its check")
                 chunks.append((name, chunk))
@@ -184,6 +184,10 @@ class SearchIndex:
         except (TypeError, ValueError, AttributeError) as error:
             # Values of other types than were stored.
             raise DamagedIndexError(f"{type(error).__name__}: {error}") from error
+
+
+def _chunk(trail: str, heading: str, body: str) -> Chunk:
+    return Chunk(trail=tuple(json.loads(trail)), heading=heading, body=body)
 
 
 def _unusable(path: Path, error: Exception) -> ConfigurationError:

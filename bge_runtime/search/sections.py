@@ -1,4 +1,4 @@
-"""Markdown and HTML to sections: a trail of headings and the text below the last of them."""
+"""Markdown and HTML to sections: a trail of headings, and the prose and the code below the last of them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ __all__ = ["Section", "from_html", "from_markdown"]
 
 
 class Section(NamedTuple):
-    """Text, and the headings that it stands under, outermost first."""
+    """What stands under a heading.
+
+    Attributes:
+        trail: The headings, outermost first.
+        text: The prose.
+        code: The blocks of code.
+    """
 
     trail: tuple[str, ...]
     text: str
+    code: str = ""
 
 
 class _Outline:
-    """Gathers lines under the headings seen last."""
+    """Gathers lines of prose and of code under the headings seen last."""
 
     def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.code: list[str] = []
         self._open: list[tuple[int, str]] = []
-        self._lines: list[str] = []
         self._sections: list[Section] = []
-
-    @property
-    def lines(self) -> list[str]:
-        return self._lines
 
     def heading(self, level: int, title: str) -> None:
         self._close()
@@ -39,17 +43,18 @@ class _Outline:
 
     def _close(self) -> None:
         trail = tuple(title for _, title in self._open)
-        text = "\n".join(self._lines).strip()
-        if trail or text:
-            self._sections.append(Section(trail, text))
-        self._lines = []
+        text = "\n".join(self.lines).strip()
+        code = "\n".join(self.code).strip()
+        if trail or text or code:
+            self._sections.append(Section(trail, text, code))
+        self.lines, self.code = [], []
 
 
 def _without_bare_parents(sections: list[Section]) -> Iterable[Section]:
     """Drop headings with nothing below them but deeper headings, which name them anyway."""
     for section, follower in zip(sections, [*sections[1:], None], strict=True):
         is_parent = follower is not None and follower.trail[: len(section.trail)] == section.trail
-        if section.text or not is_parent:
+        if section.text or section.code or not is_parent:
             yield section
 
 
@@ -68,18 +73,20 @@ def from_markdown(text: str) -> list[Section]:
     for line in lines:
         marker = _FENCE.match(line)
         if fence:
-            closes = marker is not None and marker[1].startswith(fence) and not line.strip(" \t`~")
-            fence = "" if closes else fence
+            if marker is not None and marker[1].startswith(fence) and not line.strip(" \t`~"):
+                fence = ""
+                outline.code.append("")
+            else:
+                outline.code.append(line)
         elif marker:
             fence = marker[1]
         elif found := _HEADING.match(line):
-            outline.heading(len(found[1]), _title(found[2] or ""))
-            continue
+            outline.heading(len(found[1]), _without_targets(found[2] or "").strip())
         elif (found := _UNDERLINE.match(line)) and _is_paragraph(outline.lines):
             title = outline.lines.pop()
-            outline.heading(1 if found[1][0] == "=" else 2, _title(title))
-            continue
-        outline.lines.append(line)
+            outline.heading(1 if found[1][0] == "=" else 2, _without_targets(title).strip())
+        else:
+            outline.lines.append(_without_targets(line))
     return outline.sections()
 
 
@@ -96,8 +103,9 @@ def _is_paragraph(lines: list[str]) -> bool:
     return bool(lines) and is_alone and not _NO_PARAGRAPH.match(lines[-1])
 
 
-def _title(text: str) -> str:
-    return _LINK.sub(r"\1", text).strip()
+def _without_targets(text: str) -> str:
+    """Keep the words of a link and drop its address, which says nothing about the text."""
+    return _LINK.sub(r"\1", text)
 
 
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
@@ -173,9 +181,12 @@ class _Reader(HTMLParser):
             return
         text = "".join(self._pieces)
         self._pieces = []
-        shown = text.strip("\n") if self._preformatted else " ".join(text.split())
-        if shown.strip():
-            self.outline.lines.append(shown)
+        if not text.strip():
+            return
+        if self._preformatted:
+            self.outline.code += [text.strip("\n"), ""]
+        else:
+            self.outline.lines.append(" ".join(text.split()))
 
 
 def from_html(text: str) -> list[Section]:
@@ -185,6 +196,6 @@ def from_html(text: str) -> list[Section]:
     reader.finish()
     title = " ".join(reader.title.split())
     return [
-        Section((title,), section.text) if title and not section.trail else section
+        section._replace(trail=(title,)) if title and not section.trail else section
         for section in reader.outline.sections()
     ]

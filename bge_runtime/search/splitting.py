@@ -18,6 +18,7 @@ MIN_CHUNK_TOKENS = 16
 # A token stands for fewer characters than this in nearly all text. What does not fit is cut here, so that a
 # megabyte without spaces, which some tokenizers call one unknown token, is no single chunk.
 MAX_CHARACTERS_PER_TOKEN = 8
+_JOINTS = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])|(?<=[A-Za-z])_(?=[A-Za-z])")
 _BREAKS = tuple(re.compile(pattern) for pattern in (r"\n\s*\n", r"\n|[.!?](?=\s)|[\u3002\uff01\uff1f]", r"\s"))
 
 
@@ -27,23 +28,32 @@ class Chunk:
 
     Attributes:
         trail: Headings above it, outermost first.
-        text: What is embedded: the headings, then the piece itself.
-        body_start: Where the piece itself begins in `text`.
+        heading: The line that is embedded with it: as much of the trail as there is room for.
+        body: The piece itself.
     """
 
     trail: tuple[str, ...]
-    text: str
-    body_start: int = 0
+    heading: str
+    body: str
 
     @property
-    def body(self) -> str:
-        """The piece without the headings."""
-        return self.text[self.body_start :]
+    def text(self) -> str:
+        """What is embedded."""
+        return _joined(self.heading, self.body)
 
     @cached_property
     def key(self) -> str:
         """Digest of `text`, which names its vector."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def readable(text: str) -> str:
+    """Return text with compound identifiers taken apart, which models read as words."""
+    return _JOINTS.sub(" ", text)
+
+
+def _joined(heading: str, body: str) -> str:
+    return "\n".join(readable(part) for part in (heading, body) if part)
 
 
 @dataclass(frozen=True)
@@ -81,14 +91,12 @@ class Splitter:
         return self.limit // 10
 
     def split(self, sections: Iterable[Section]) -> Iterator[Chunk]:
-        """Yield the chunks of sections in order."""
-        for section in sections:
-            heading = self._heading(section.trail)
-            if section.text:
-                for body in self._bodies(section.text, heading):
-                    yield Chunk(trail=section.trail, text=heading + body, body_start=len(heading))
-            elif heading:
-                yield Chunk(trail=section.trail, text=heading.strip(), body_start=len(heading.strip()))
+        """Yield the chunks of sections in order; code is kept out of the chunks with prose, which it would blur."""
+        for trail, prose, code in sections:
+            heading = self._heading(trail)
+            bodies = [body for text in (prose, code) for body in self._bodies(text, heading)]
+            for body in bodies or ([""] if heading else []):
+                yield Chunk(trail=trail, heading=heading, body=body)
 
     @cached_property
     def _specials(self) -> int:
@@ -103,12 +111,12 @@ class Splitter:
     def _heading(self, trail: tuple[str, ...]) -> str:
         """Return the line that stands before a chunk; of long trails, the inner headings in half the length."""
         line = " > ".join(title for title in trail if title)
-        offsets = self.embedder.token_offsets(line) if line else []
+        offsets = self.embedder.token_offsets(readable(line)) if line else []
         room = max(self.limit // 2 - self._specials, 1)
-        return f"{line[offsets[-room][0] :] if len(offsets) > room else line}\n" if line else ""
+        return readable(line)[offsets[-room][0] :] if len(offsets) > room else line
 
     def _bodies(self, text: str, heading: str) -> Iterator[str]:
-        room = max(self.limit - self.embedder.count_tokens([heading])[0], 1)
+        room = max(self.limit - self.embedder.count_tokens([readable(heading)])[0], 1)
         start = 0
         while start < len(text):
             window = text[start : start + room * MAX_CHARACTERS_PER_TOKEN]
@@ -131,10 +139,11 @@ class Splitter:
                 following = self._resume(window, offsets, end)
             else:
                 end = following = len(window) if is_last else _best_break(window, len(window) // 2, len(window))
-            if size <= 1 or self.embedder.count_tokens([heading + window[:end].strip()])[0] <= self.limit:
+            excess = self.embedder.count_tokens([_joined(heading, window[:end].strip())])[0] - self.limit
+            if size <= 1 or excess <= 0:
                 return end, following
-            # Tokens of the joined text can differ from those of its parts.
-            size -= 1
+            # What is embedded has identifiers taken apart, and tokens of joined text can differ from its parts'.
+            size = max(size - excess, 1)
 
     def _resume(self, window: str, offsets: list[tuple[int, int]], end: int) -> int:
         """Return where the next piece begins: at a break in the last tokens before `end`."""

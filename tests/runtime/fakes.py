@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bge_runtime.engine import Job
+from bge_runtime.engine import Engine, Job
 from bge_runtime.tokenizing import TokenSequence
 
-__all__ = ["FakeBackend", "job_of"]
+__all__ = ["TIMEOUT_S", "FakeBackend", "hold", "job_of", "values"]
+
+TIMEOUT_S = 10
 
 
 class FakeBackend:
@@ -31,7 +33,7 @@ class FakeBackend:
 
     def forward(self, batch: Sequence[TokenSequence], output: str) -> list[np.ndarray]:
         self.started.set()
-        assert self.gate.wait(timeout=10)
+        assert self.gate.wait(timeout=TIMEOUT_S)
         self.batches.append([sequence.ids[0] for sequence in batch])
         if self.fault is not None:
             self.fault(batch)
@@ -43,3 +45,16 @@ def job_of(*ids: int, length: int = 1, **options: object) -> Job:
     return Job(
         [TokenSequence([each] * length, [0] * length) for each in ids], "cls", **{"batch_tokens": 100, **options}
     )
+
+
+def values(job: Job) -> list[int]:
+    """Wait for a job and return its results."""
+    return [int(value[0]) for value in job.future.result(TIMEOUT_S)]
+
+
+def hold(engine: Engine, backend: FakeBackend) -> Job:
+    """Occupy the worker, so that what is submitted next is queued together; returns the occupying job."""
+    backend.gate.clear()
+    job = engine.submit(job_of(999))
+    assert backend.started.wait(TIMEOUT_S)
+    return job

@@ -1,4 +1,4 @@
-"""The queue and its worker: merging, order of service, faults, cancellation."""
+"""The queue and its worker: merging, order of service, cancellation, closing."""
 
 from __future__ import annotations
 
@@ -8,38 +8,11 @@ import weakref
 
 import pytest
 
-from bge_runtime import BackendError, EngineStoppedError, OutOfMemoryError
+from bge_runtime import EngineStoppedError
 from bge_runtime.counters import Counters
 from bge_runtime.engine import Engine, Job
 from bge_runtime.tokenizing import TokenSequence
-from tests.runtime.fakes import FakeBackend, job_of
-
-TIMEOUT_S = 10
-
-
-@pytest.fixture
-def backend():
-    return FakeBackend()
-
-
-@pytest.fixture
-def engine(backend):
-    engine = Engine(backend, "fake", Counters())
-    yield engine
-    backend.gate.set()
-    engine.close()
-
-
-def values(job):
-    return [int(value[0]) for value in job.future.result(TIMEOUT_S)]
-
-
-def hold(engine, backend):
-    """Occupy the worker, so that what is submitted next is queued together; returns the occupying job."""
-    backend.gate.clear()
-    job = engine.submit(job_of(999))
-    assert backend.started.wait(TIMEOUT_S)
-    return job
+from tests.runtime.fakes import TIMEOUT_S, FakeBackend, hold, job_of, values
 
 
 def _job(lengths):
@@ -47,151 +20,100 @@ def _job(lengths):
     return Job([TokenSequence([length] * length, [0] * length) for length in lengths], "cls", batch_tokens=100)
 
 
-def raise_when(condition, error):
-    def fault(batch):
-        if condition([sequence.ids[0] for sequence in batch]):
-            raise error
-
-    return fault
-
-
-def test_results_come_back_in_input_order(engine, backend):
+def test_results_come_back_in_input_order(engine, fake_backend):
     lengths = [3, 50, 7, 1, 50, 20]
     sequences = [TokenSequence([index] * length, [0] * length) for index, length in enumerate(lengths)]
     assert values(engine.submit(Job(sequences, "cls", batch_tokens=60))) == list(range(6))
-    assert backend.batches[0] == [1]
+    assert fake_backend.batches[0] == [1]
 
 
-def test_batches_keep_to_the_token_budget_and_the_batch_size(engine, backend):
+def test_batches_keep_to_the_token_budget_and_the_batch_size(engine, fake_backend):
     assert values(engine.submit(job_of(*range(25), length=10))) == list(range(25))
-    assert [len(batch) for batch in backend.batches] == [10, 10, 5]
-    backend.batches.clear()
+    assert [len(batch) for batch in fake_backend.batches] == [10, 10, 5]
+    fake_backend.batches.clear()
     assert values(engine.submit(job_of(*range(7), batch_size=3))) == list(range(7))
-    assert [len(batch) for batch in backend.batches] == [3, 3, 1]
+    assert [len(batch) for batch in fake_backend.batches] == [3, 3, 1]
 
 
-def test_a_backend_without_padding_is_given_as_many_tokens_as_the_budget_allows(engine, backend):
-    backend.pads = False
+def test_a_backend_without_padding_is_given_as_many_tokens_as_the_budget_allows(engine, fake_backend):
+    fake_backend.pads = False
     assert values(engine.submit(_job([60, 10, 10, 10, 10]))) == [60, 10, 10, 10, 10]
-    assert [len(batch) for batch in backend.batches] == [5]
-    backend.pads = True
-    backend.batches.clear()
+    assert [len(batch) for batch in fake_backend.batches] == [5]
+    fake_backend.pads = True
+    fake_backend.batches.clear()
     values(engine.submit(_job([60, 10, 10, 10, 10])))
-    assert [len(batch) for batch in backend.batches] == [1, 4]
+    assert [len(batch) for batch in fake_backend.batches] == [1, 4]
 
 
-def test_an_input_longer_than_the_budget_runs_alone(engine, backend):
+def test_an_input_longer_than_the_budget_runs_alone(engine, fake_backend):
     assert values(engine.submit(job_of(1, 2, length=500))) == [1, 2]
-    assert backend.batches == [[1], [2]]
+    assert fake_backend.batches == [[1], [2]]
 
 
-def test_small_calls_of_several_callers_share_a_batch(engine, backend):
-    hold(engine, backend)
+def test_small_calls_of_several_callers_share_a_batch(engine, fake_backend):
+    hold(engine, fake_backend)
     jobs = [engine.submit(job_of(number)) for number in range(8)]
-    backend.gate.set()
+    fake_backend.gate.set()
     assert [values(job) for job in jobs] == [[number] for number in range(8)]
-    assert backend.batches == [[999], list(range(8))]
+    assert fake_backend.batches == [[999], list(range(8))]
 
 
-def test_jobs_that_want_another_output_do_not_share_a_batch(engine, backend):
-    hold(engine, backend)
+def test_jobs_that_want_another_output_do_not_share_a_batch(engine, fake_backend):
+    hold(engine, fake_backend)
     jobs = [engine.submit(job_of(1)), engine.submit(Job([TokenSequence([2], [0])], "mean", batch_tokens=100))]
-    backend.gate.set()
+    fake_backend.gate.set()
     assert [values(job) for job in jobs] == [[1], [2]]
-    assert backend.batches == [[999], [1], [2]]
+    assert fake_backend.batches == [[999], [1], [2]]
 
 
-def test_interactive_work_goes_before_bulk_work(engine, backend):
-    hold(engine, backend)
+def test_interactive_work_goes_before_bulk_work(engine, fake_backend):
+    hold(engine, fake_backend)
     bulk = engine.submit(job_of(1, 2, 3, length=100, bulk=True))
     query = engine.submit(job_of(7))
-    backend.gate.set()
+    fake_backend.gate.set()
     assert (values(query), values(bulk)) == ([7], [1, 2, 3])
-    assert backend.batches == [[999], [7], [1], [2], [3]]
+    assert fake_backend.batches == [[999], [7], [1], [2], [3]]
 
 
-def test_bulk_work_is_not_starved_by_a_stream_of_queries(engine, backend):
-    hold(engine, backend)
+def test_bulk_work_is_not_starved_by_a_stream_of_queries(engine, fake_backend):
+    hold(engine, fake_backend)
     bulk = engine.submit(job_of(-1, bulk=True))
     queries = [engine.submit(job_of(number, length=100)) for number in range(40)]
-    backend.gate.set()
+    fake_backend.gate.set()
     assert values(bulk) == [-1]
     assert [values(job) for job in queries] == [[number] for number in range(40)]
-    assert backend.batches.index([-1]) < 30
+    assert fake_backend.batches.index([-1]) < 30
 
 
-def test_bulk_callers_take_turns(engine, backend):
-    hold(engine, backend)
+def test_bulk_callers_take_turns(engine, fake_backend):
+    hold(engine, fake_backend)
     large = engine.submit(job_of(*range(10), length=100, bulk=True))
     small = engine.submit(job_of(50, length=100, bulk=True))
-    backend.gate.set()
+    fake_backend.gate.set()
     assert (values(small), values(large)) == ([50], list(range(10)))
-    assert backend.batches.index([50]) <= 3
+    assert fake_backend.batches.index([50]) <= 3
 
 
-def test_out_of_memory_halves_the_budget_and_is_remembered(engine, backend):
-    backend.fault = raise_when(lambda ids: len(ids) > 3, OutOfMemoryError("full"))
-    assert values(engine.submit(job_of(*range(16), length=10, batch_tokens=160))) == list(range(16))
-    assert [len(batch) for batch in backend.batches[:3]] == [16, 8, 4]
-    assert {len(batch) for batch in backend.batches[3:]} == {2}
-    backend.batches.clear()
-    assert values(engine.submit(job_of(*range(4), length=10, batch_tokens=160))) == list(range(4))
-    assert [len(batch) for batch in backend.batches] == [2, 2]
-
-
-def test_an_input_that_never_fits_fails_its_own_caller_only(engine, backend):
-    backend.fault = raise_when(lambda ids: 13 in ids, OutOfMemoryError("full"))
-    hold(engine, backend)
-    jobs = [engine.submit(job_of(number, length=10)) for number in (11, 12, 13, 14)]
-    backend.gate.set()
-    assert [values(jobs[index]) for index in (0, 1, 3)] == [[11], [12], [14]]
-    with pytest.raises(OutOfMemoryError):
-        values(jobs[2])
-
-
-def test_an_error_reaches_the_caller_whose_input_causes_it_and_nobody_else(engine, backend):
-    backend.fault = raise_when(lambda ids: 3 in ids, KeyError("broken"))
-    hold(engine, backend)
-    jobs = [engine.submit(job_of(number)) for number in range(6)]
-    backend.gate.set()
-    assert [values(jobs[index]) for index in (0, 1, 2, 4, 5)] == [[0], [1], [2], [4], [5]]
-    with pytest.raises(BackendError, match="broken") as caught:
-        values(jobs[3])
-    assert isinstance(caught.value.__cause__, KeyError)
-    assert values(engine.submit(job_of(8))) == [8]
-
-
-def test_a_dead_worker_fails_its_pending_callers_and_the_next_call_starts_a_new_one(engine, backend):
-    backend.fault = raise_when(lambda ids: 5 in ids, SystemExit("enough"))
-    hold(engine, backend)
-    jobs = [engine.submit(job_of(5)), engine.submit(job_of(6, length=100)), engine.submit(job_of(7, bulk=True))]
-    backend.gate.set()
-    for job in jobs:
-        with pytest.raises(EngineStoppedError, match="enough"):
-            values(job)
-    assert values(engine.submit(job_of(8))) == [8]
-
-
-def test_a_cancelled_job_is_dropped_before_it_is_computed(engine, backend):
-    hold(engine, backend)
+def test_a_cancelled_job_is_dropped_before_it_is_computed(engine, fake_backend):
+    hold(engine, fake_backend)
     jobs = [engine.submit(job_of(number)) for number in range(3)]
     assert jobs[1].future.cancel()
-    backend.gate.set()
+    fake_backend.gate.set()
     assert values(jobs[2]) == [2]
-    assert backend.batches == [[999], [0, 2]]
+    assert fake_backend.batches == [[999], [0, 2]]
 
 
-def test_a_job_cancelled_between_batches_computes_no_more(engine, backend):
-    hold(engine, backend)
+def test_a_job_cancelled_between_batches_computes_no_more(engine, fake_backend):
+    hold(engine, fake_backend)
     large = engine.submit(job_of(*range(5), length=100))
     later = engine.submit(job_of(50))
-    backend.fault = lambda batch: large.future.cancel() if batch[0].ids[0] == 1 else None
-    backend.gate.set()
+    fake_backend.fault = lambda batch: large.future.cancel() if batch[0].ids[0] == 1 else None
+    fake_backend.gate.set()
     assert values(later) == [50]
-    assert backend.batches == [[999], [0], [1], [50]]
+    assert fake_backend.batches == [[999], [0], [1], [50]]
 
 
-def test_cancelling_while_a_batch_is_formed_hurts_nobody(engine, backend):
+def test_cancelling_while_a_batch_is_formed_hurts_nobody(engine, fake_backend):
     class CancelledMidway(Job):
         looks = 0
 
@@ -202,11 +124,11 @@ def test_cancelling_while_a_batch_is_formed_hurts_nobody(engine, backend):
                 self.future.cancel()
             return super().waiting
 
-    hold(engine, backend)
+    hold(engine, fake_backend)
     other = engine.submit(job_of(1, bulk=True))
     template = job_of(2)
     engine.submit(CancelledMidway(template.sequences, "cls", batch_tokens=100))
-    backend.gate.set()
+    fake_backend.gate.set()
     assert values(other) == [1]
 
 
@@ -216,38 +138,26 @@ def test_progress_reports_every_input_once(engine):
     assert sum(seen) == 25
 
 
-def test_a_failing_progress_callback_fails_its_own_caller_only(engine, backend):
-    def fail(count):
-        raise RuntimeError("no terminal")
-
-    hold(engine, backend)
-    jobs = [engine.submit(job_of(1, on_progress=fail)), engine.submit(job_of(2))]
-    backend.gate.set()
-    assert values(jobs[1]) == [2]
-    with pytest.raises(RuntimeError, match="no terminal"):
-        values(jobs[0])
-
-
-def test_a_full_queue_makes_callers_wait_and_loses_nothing(engine, backend, monkeypatch):
+def test_a_full_queue_makes_callers_wait_and_loses_nothing(engine, fake_backend, monkeypatch):
     monkeypatch.setattr("bge_runtime.engine.MAX_QUEUED_TOKENS", 150)
-    hold(engine, backend)
+    hold(engine, fake_backend)
     first, second = engine.submit(job_of(1, length=100)), engine.submit(job_of(2, length=100))
     third = job_of(3, length=100)
     caller = threading.Thread(target=engine.submit, args=[third])
     caller.start()
     caller.join(0.1)
     assert caller.is_alive()
-    backend.gate.set()
+    fake_backend.gate.set()
     assert [values(job) for job in (first, second, third)] == [[1], [2], [3]]
     caller.join(TIMEOUT_S)
 
 
-def test_closing_fails_what_is_pending_and_refuses_what_comes_later(engine, backend):
-    running = hold(engine, backend)
+def test_closing_fails_what_is_pending_and_refuses_what_comes_later(engine, fake_backend):
+    running = hold(engine, fake_backend)
     waiting = engine.submit(job_of(1))
     closing = threading.Thread(target=engine.close)
     closing.start()
-    backend.gate.set()
+    fake_backend.gate.set()
     closing.join(TIMEOUT_S)
     assert values(running) == [999]
     with pytest.raises(EngineStoppedError):
@@ -277,9 +187,9 @@ def test_an_idle_worker_keeps_no_results_alive(engine):
     assert reference() is None
 
 
-def test_counters_tell_inputs_batches_tokens_and_padding(backend):
+def test_counters_tell_inputs_batches_tokens_and_padding(fake_backend):
     counters = Counters()
-    engine = Engine(backend, "fake", counters)
+    engine = Engine(fake_backend, "fake", counters)
     sequences = [TokenSequence([1] * length, [0] * length) for length in (10, 5)]
     engine.submit(Job(sequences, "cls", batch_tokens=100)).future.result(TIMEOUT_S)
     engine.close()
@@ -306,6 +216,6 @@ def test_many_threads_get_their_own_results(engine):
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_an_empty_job_is_done_at_once(engine, backend):
+def test_an_empty_job_is_done_at_once(engine, fake_backend):
     assert engine.submit(job_of()).future.result(TIMEOUT_S) == []
-    assert backend.batches == []
+    assert fake_backend.batches == []

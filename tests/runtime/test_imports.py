@@ -17,10 +17,10 @@ HEAVY = ("torch", "transformers", "sentence_transformers", "numpy", "huggingface
 
 
 def python(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    """Run the interpreter on the source tree."""
     return subprocess.run(
         [sys.executable, *arguments],
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -51,7 +51,7 @@ def test_the_model_table_can_be_read_without_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_constructing_an_embedder_imports_no_torch(tmp_path):
+def test_constructing_imports_no_torch():
     script = (
         "import sys, bge_runtime\n"
         "print(bge_runtime.Embedder('bge-m3').dimension, bge_runtime.Reranker().max_length)\n"

@@ -50,9 +50,8 @@ def test_a_folder_with_pickles_only_is_refused_at_construction(tmp_path):
 
 
 def test_an_unknown_repository_with_pickles_only_is_refused(tmp_path):
-    files = {
-        str(file.relative_to(tmp_path / "a")): file.read_bytes() for file in _files(pickled_folder(tmp_path / "a"))
-    }
+    folder = pickled_folder(tmp_path / "folder")
+    files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     place_in_hub_cache(tmp_path / "hub", "somebody/pickled", files)
     embedder = bge_runtime.Embedder("somebody/pickled", cache_folder=str(tmp_path / "hub"))
     with pytest.raises(bge_runtime.UnsafeWeightsError, match="safetensors"):
@@ -172,25 +171,17 @@ def test_concurrent_loads_of_different_number_formats_do_not_corrupt_each_other(
     ranked = references.snapshot_of(hub_cache, "BAAI/bge-reranker-base")
     vector = references.vector(folder, TEXT, max_length=512)
     logit = references.pair_logit(ranked, "panda", TEXT, max_length=512)
-    results = in_threads(
-        [
-            *[
-                lambda dtype=dtype: bge_runtime.Embedder(dtype=dtype).encode_documents([TEXT])[0]
-                for dtype in 2 * FORMATS
-            ],
-            *[lambda dtype=dtype: bge_runtime.Reranker(dtype=dtype).score("panda", [TEXT]) for dtype in 2 * FORMATS],
-        ]
-    )
-    for found, dtype in zip(results[:4], 2 * FORMATS, strict=True):
+    formats = ["float32", "bfloat16"] * 2
+    embed = [lambda dtype=dtype: bge_runtime.Embedder(dtype=dtype).encode_documents([TEXT])[0] for dtype in formats]
+    score = [lambda dtype=dtype: bge_runtime.Reranker(dtype=dtype).score("panda", [TEXT]) for dtype in formats]
+    results = in_threads([*embed, *score])
+    for found, dtype in zip(results[:4], formats, strict=True):
         np.testing.assert_allclose(found, vector, atol=1e-5 if dtype == "float32" else 0.02)
-    for found, dtype in zip(results[4:], 2 * FORMATS, strict=True):
+    for found, dtype in zip(results[4:], formats, strict=True):
         np.testing.assert_allclose(found, logit, atol=1e-5 if dtype == "float32" else 0.1)
     rows = bge_runtime.loaded_models()
     assert sorted(row.dtype for row in rows) == ["bfloat16", "bfloat16", "float32", "float32"]
     assert all(row.bytes == row.parameters * (4 if row.dtype == "float32" else 2) for row in rows)
-
-
-FORMATS = ["float32", "bfloat16"]
 
 
 def test_many_first_callers_load_the_weights_once(hub_cache, fresh_store):
@@ -274,7 +265,3 @@ def test_a_reranker_is_no_embedder(hub_cache):
 
 def _workers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("bge-BAAI")]
-
-
-def _files(folder):
-    return [file for file in folder.rglob("*") if file.is_file()]

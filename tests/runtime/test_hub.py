@@ -1,0 +1,212 @@
+"""Finding and fetching files; each script has the hub's client to itself, which reads its environment once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import bge_runtime
+from tests.checkpoints import BY_NAME, Checkpoint, pickled_folder, place_in_hub_cache, write_checkpoint
+from tests.runtime import references
+
+ROOT = Path(__file__).parents[2]
+HEADER = """
+import os, sys, time
+from pathlib import Path
+from tests.runtime.hub_server import HubServer
+
+root = Path(sys.argv[1])
+hub = HubServer(root, {"somebody/gated": 403, "somebody/private": 401, "somebody/broken": 500})
+os.environ["HF_ENDPOINT"] = hub.endpoint
+import bge_runtime
+
+def error_of(call):
+    started = time.monotonic()
+    try:
+        call()
+    except bge_runtime.BGEError as error:
+        assert time.monotonic() - started < 10, "took longer than ten seconds"
+        return type(error).__name__, str(error)
+    raise AssertionError("no error")
+"""
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    """A folder of repositories as a hub has them."""
+    root = tmp_path_factory.mktemp("repositories")
+    small = write_checkpoint(root / "BAAI/bge-small-en-v1.5", BY_NAME["BAAI/bge-small-en-v1.5"])
+    (small / "onnx").mkdir()
+    for name in ("pytorch_model.bin", "onnx/model.onnx", "README.md"):
+        (small / name).write_bytes(b"content")
+    pickled_folder(root / "somebody/pickled")
+    pickled_folder(root / "BAAI/bge-m3-unsupervised")
+    return root
+
+
+@pytest.fixture
+def run_script(tmp_path, repositories):
+    """Run a script that sees an empty cache and a hub on the loopback interface."""
+
+    def run(body):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
+        done = subprocess.run(
+            [sys.executable, "-c", HEADER + textwrap.dedent(body), str(repositories)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return run
+
+
+def test_a_closed_port_is_an_unreachable_hub_and_names_the_offline_package(run_script):
+    run_script(
+        """
+        hub.stop()
+        for call in (
+            lambda: bge_runtime.Embedder().encode_queries(["panda"]),
+            lambda: bge_runtime.Reranker().score("panda", ["panda"]),
+            lambda: bge_runtime.download("bge-m3"),
+        ):
+            name, message = error_of(call)
+            assert name == "HubUnreachableError", name
+            assert "sentence-transformers/all-MiniLM-L6-v2" in message
+            assert "bge-integrations[offline]" in message
+            assert "HF_ENDPOINT" in message
+        """
+    )
+
+
+def test_a_hub_that_never_answers_is_given_up_within_ten_seconds(run_script):
+    run_script(
+        """
+        bge_runtime.choose_device()  # imports torch, whose time is not the hub's
+        hub.answer = lambda path: time.sleep(60)
+        name, message = error_of(lambda: bge_runtime.Embedder().encode_queries(["panda"]))
+        assert name == "HubUnreachableError", name
+        os._exit(0)  # the hub's client has a thread that still waits
+        """
+    )
+
+
+def test_a_download_fetches_what_is_needed_and_works_without_the_hub_afterwards(run_script):
+    run_script(
+        """
+        assert bge_runtime.locate("bge-small-en-v1.5") is None
+        folder = bge_runtime.download("baai/BGE-small-en-v1.5", show_progress=False)
+        fetched = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+        source = root / "BAAI/bge-small-en-v1.5"
+        offered = {str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()}
+        assert offered - fetched == {"pytorch_model.bin", "onnx/model.onnx"}, offered - fetched
+        assert not any("pytorch_model" in path or "onnx" in path for path in hub.requests), hub.requests
+        hub.stop()
+        assert bge_runtime.locate("BAAI/bge-small-en-v1.5") == folder
+        assert bge_runtime.Embedder("bge-small-en-v1.5").encode_queries(["panda"]).shape == (1, 384)
+        """
+    )
+
+
+def test_a_first_use_downloads_by_itself(run_script):
+    run_script(
+        """
+        assert bge_runtime.Embedder().encode_queries(["panda"]).shape == (1, 384)
+        count = len(hub.requests)
+        bge_runtime.unload_models()
+        assert bge_runtime.Embedder().encode_queries(["panda"]).shape == (1, 384)
+        assert len(hub.requests) == count, "a cached model needs no request"
+        """
+    )
+
+
+def test_pickles_of_an_unknown_repository_are_refused_before_they_are_fetched(run_script):
+    run_script(
+        """
+        for call in (
+            lambda: bge_runtime.download("somebody/pickled"),
+            lambda: bge_runtime.Embedder("somebody/pickled").encode_queries(["panda"]),
+        ):
+            name, message = error_of(call)
+            assert name == "UnsafeWeightsError", name
+            assert "safetensors" in message
+        assert not any("/resolve/" in path for path in hub.requests), hub.requests
+        """
+    )
+
+
+def test_pickles_of_a_model_of_the_table_are_fetched(run_script):
+    run_script(
+        """
+        folder = bge_runtime.download("bge-m3-unsupervised", show_progress=False)
+        assert (folder / "pytorch_model.bin").exists()
+        """
+    )
+
+
+def test_refusals_of_the_hub_say_what_to_do(run_script):
+    run_script(
+        """
+        name, message = error_of(lambda: bge_runtime.download("BAAI/bge-smal-en-v1.5"))
+        assert (name, "BAAI/bge-small-en-v1.5" in message) == ("ModelNotFoundError", True), (name, message)
+        for repository in ("somebody/gated", "somebody/private"):
+            name, message = error_of(lambda: bge_runtime.download(repository))
+            assert (name, "token=" in message) == ("ModelNotFoundError", True), (name, message)
+        name, message = error_of(lambda: bge_runtime.download("somebody/broken"))
+        assert name == "HubUnreachableError", (name, message)
+        name, message = error_of(lambda: bge_runtime.download("bge-m3", source="elsewhere"))
+        assert (name, "modelscope" in message) == ("ConfigurationError", True), (name, message)
+        """
+    )
+
+
+def test_local_files_only_asks_no_hub(run_script):
+    run_script(
+        """
+        name, message = error_of(lambda: bge_runtime.Embedder(local_files_only=True).encode_queries(["panda"]))
+        assert name == "HubUnreachableError", name
+        assert "bge download" in message
+        assert hub.requests == []
+        """
+    )
+
+
+def test_a_model_in_the_cache_is_located(hub_cache):
+    folder = references.snapshot_of(hub_cache, "BAAI/bge-small-en-v1.5")
+    assert bge_runtime.locate("BGE-small-en-v1.5") == folder
+    assert bge_runtime.locate("BAAI/bge-large-en-v1.5") is None
+    assert bge_runtime.locate("BAAI/bge-small-en-v1.5", revision="other") is None
+
+
+def test_the_packaged_model_is_located_and_no_other_takes_its_place(minilm):
+    assert bge_runtime.locate("all-MiniLM-L6-v2") == minilm
+    assert bge_runtime.locate("somebody/all-MiniLM-L6-v2") is None
+
+
+def test_a_cache_folder_of_the_callers_own_is_used(tmp_path):
+    files = {"config.json": b"{}"}
+    place_in_hub_cache(tmp_path, "somebody/half", files)
+    assert bge_runtime.locate("somebody/half", cache_folder=str(tmp_path)) is None
+    source = write_checkpoint(tmp_path / "folder", Checkpoint(name="x", family="bert", hidden=64, seed=9))
+    whole = {str(file.relative_to(source)): file.read_bytes() for file in source.rglob("*") if file.is_file()}
+    snapshot = place_in_hub_cache(tmp_path, "somebody/whole", whole)
+    assert bge_runtime.locate("somebody/whole", cache_folder=str(tmp_path)) == snapshot
+    vectors = bge_runtime.Embedder("somebody/whole", cache_folder=str(tmp_path)).encode_queries(["panda"])
+    assert vectors.shape == (1, 64)
+
+
+def test_a_snapshot_with_a_missing_shard_is_not_complete(tmp_path):
+    checkpoint = BY_NAME["BAAI/bge-small-zh-v1.5"]
+    folder = write_checkpoint(tmp_path / "folder", checkpoint, **{"model.safetensors": None})
+    files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    files["model-00001-of-00002.safetensors"] = b"weights"
+    place_in_hub_cache(tmp_path, checkpoint.name, files)
+    assert bge_runtime.locate(checkpoint.name, cache_folder=str(tmp_path)) is None

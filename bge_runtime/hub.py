@@ -16,7 +16,7 @@ from bge_runtime.spec import DEFAULT_OFFLINE_MODEL, ModelSpec, find_spec, neares
 
 __all__ = ["download", "locate", "weight_files", "weights_digest"]
 
-REQUEST_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 3.0
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "tokenizer.model", "spiece.model")
 # Other formats of the same weights, and pictures.
 UNUSED = (
@@ -53,16 +53,15 @@ def locate(model: str, *, revision: str | None = None, cache_folder: str | None 
     import huggingface_hub
 
     repository, row = _repository(model)
+    # Not snapshot_download: it takes a snapshot without the files that are left out on purpose for incomplete.
     try:
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                repository, revision=revision, cache_dir=_cache_dir(cache_folder), local_files_only=True
-            )
+        found = huggingface_hub.try_to_load_from_cache(
+            repository, "config.json", cache_dir=_cache_dir(cache_folder), revision=revision
         )
-    except (OSError, ValueError):
-        folder = None
-    if folder is not None and _is_complete(folder):
-        return folder
+    except ValueError:  # not a repository name
+        found = None
+    if isinstance(found, str) and _is_complete(Path(found).parent):
+        return Path(found).parent
     if row is not None and row.id == repository and row.package and revision is None:
         return _package_folder(row.package)
     return None
@@ -199,7 +198,7 @@ def _from_huggingface(
         info = huggingface_hub.HfApi(token=token).model_info(repository, revision=revision, timeout=REQUEST_TIMEOUT_S)
         names = [file.rfilename for file in info.siblings or []]
         safe = any(name.endswith(".safetensors") and "/" not in name for name in names)
-        if not safe and not (row is not None and row.pickled_weights):
+        if not safe and not (row is not None and row.id == repository and row.pickled_weights):
             raise _unsafe(repository)
         folder = huggingface_hub.snapshot_download(
             repository,

@@ -100,11 +100,12 @@ class ModelStore:
             BGEError: The model cannot be found, run or loaded.
         """
         source.check_supported()
+        folder = os.path.realpath(source.folder)  # before torch is imported: a missing model fails at once
         choice = choose_device(source.device, source.dtype)
         backend = choose_backend(source.backend, choice.device)
         extras = [source.trust_remote_code, source.model_kwargs, source.processor_kwargs, source.config_kwargs]
         key = json.dumps(
-            [os.path.realpath(source.folder), task, choice.device, choice.dtype, backend, extras],
+            [folder, task, choice.device, choice.dtype, backend, extras],
             default=repr,
             sort_keys=True,
         )
@@ -137,11 +138,8 @@ class ModelStore:
         with self._lock:
             models = list(self._models.values())
             self._models.clear()
-            pool, self._pool = self._pool, None
         for model in models:
             model.engine.close()
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
 
     def infos(self) -> list[LoadedModelInfo]:
         """Return one row per set of weights in memory."""
@@ -150,6 +148,8 @@ class ModelStore:
 
     def after_fork(self) -> None:
         """Give the forked child locks, workers and a pool of its own, over the same weights."""
+        # The tokenizers' threads did not survive; with this they are not waited for.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._reset_locks()
         self.counters = Counters()
         for model in self._models.values():
@@ -172,13 +172,13 @@ def _load(
         loaded = load_backend(backend, request)
     except BGEError:
         raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except RuntimeError as error:
+        raise BackendError(f"Loading {source.name!r} on {device!r} failed: {error}") from error
+    except Exception as error:  # readers of weights and tokenizers have error classes of their own
         raise ModelNotFoundError(
             f"The files of {source.name!r} in {str(source.folder)!r} cannot be loaded "
             f"({type(error).__name__}: {error}). Fetch them again: bge download {source.name} --force"
         ) from error
-    except RuntimeError as error:
-        raise BackendError(f"Loading {source.name!r} on {device!r} failed: {error}") from error
     counters.add(loads=1)
     info = LoadedModelInfo(
         name=source.name,

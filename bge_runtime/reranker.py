@@ -106,10 +106,11 @@ class Reranker(Model):
         self._embedder = model if isinstance(model, Embedder) else None
         self._shares_embedder = self._embedder is not None
         if isinstance(model, Embedder):
-            if source != ModelSource(model=model.model) or max_length or batch_size or batch_tokens:
+            own = max_length or batch_size or batch_tokens or truncation != "warn"
+            if own or source != ModelSource(model=model.model):
                 raise ConfigurationError(
-                    "Reranker(model=Embedder(...)) takes the embedder's own options. Set device, lengths, batching and "
-                    "loading options on the embedder, or pass its name as model=."
+                    "Reranker(model=Embedder(...)) takes the embedder's own options. Set device, lengths, truncation, "
+                    "batching and loading options on the embedder, or pass its name as model=."
                 )
             source = model.source
         super().__init__(

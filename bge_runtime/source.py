@@ -174,7 +174,7 @@ class ModelSource:
     def _row(self) -> ModelSpec | None:
         row = find_spec(self.name)
         is_mirror = row is not None and "/" in self.name and row.id.lower() != self.name.lower()
-        return replace(row, id=self.name, package=None) if row is not None and is_mirror else row
+        return replace(row, id=self.name, package=None, pickled_weights=False) if row and is_mirror else row
 
     def _check_name(self, name: str) -> None:
         looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).exists()

@@ -80,7 +80,7 @@ class Tokenizing:
         """
         distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
         content = dict(zip(distinct, self._content(distinct), strict=True))
-        query_room = int(max_length * QUERY_SHARE)
+        query_room = max(min(int(max_length * QUERY_SHARE), max_length - self._pair.size), 0)
         truncated = 0
         sequences = []
         for query, document in pairs:

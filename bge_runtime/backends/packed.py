@@ -90,10 +90,12 @@ class PackedBackend:
             states = layer(states, groups)
         if output in ("mean", "tokens"):
             states = self._last(states, groups).float().cpu()
-            parts = torch.split(states, lengths)
+            parts = torch.split(states[: ends[-1]], lengths)
             return [(part if output == "tokens" else part.mean(0)).numpy() for part in parts]
-        read = torch.from_numpy(ends - 1 if output == "last" else ends - lengths).to(self._device)
-        states = self._last.read(states, groups, read)
+        rows = np.zeros(_rounded(len(batch)), np.int64)
+        rows[: len(batch)] = ends - 1 if output == "last" else ends - lengths
+        read = torch.from_numpy(rows).to(self._device)
+        states = self._last.read(states, groups, read)[: len(batch)]
         if output == "score" and self._head is not None:
             states = plain.one_logit(self._head(states))
         return list(states.float().cpu().numpy())
@@ -113,16 +115,19 @@ class _Embeddings:
 
     def __call__(self, batch: Sequence[TokenSequence], ends: NDArray[np.int64]) -> torch.Tensor:
         lengths = np.diff(ends, prepend=0)
-        ids = np.fromiter((token for sequence in batch for token in sequence.ids), np.int64, int(ends[-1]))
+        ids = np.fromiter((token for sequence in batch for token in sequence.ids), np.int64, ends[-1])
         starts = np.repeat(ends - lengths, lengths)
         positions = np.arange(len(ids)) - starts
         if self._pad_id is not None:
             positions = self._roberta_positions(ids, starts, positions)
+        idle = np.zeros(_rounded(len(ids)) - len(ids), np.int64)
+        ids, positions = np.concatenate([ids, idle]), np.concatenate([positions, idle])
         device = self._words.device
         states = functional.embedding(torch.from_numpy(ids).to(device), self._words)
         states += functional.embedding(torch.from_numpy(positions).to(device), self._positions)
         if any(sequence.type_ids[-1] for sequence in batch):
-            types = np.fromiter((kind for sequence in batch for kind in sequence.type_ids), np.int64, len(ids))
+            types = np.fromiter((kind for sequence in batch for kind in sequence.type_ids), np.int64, ends[-1])
+            types = np.concatenate([types, idle])
             states += functional.embedding(torch.from_numpy(types).to(device), self._types)
         return self._norm(states)
 
@@ -164,7 +169,7 @@ class _Layer:
     def __call__(self, states: torch.Tensor, groups: Sequence[_Group]) -> torch.Tensor:
         """Return the new states of all rows."""
         qkv = self._qkv(states)
-        context = torch.empty_like(states)
+        context = torch.zeros_like(states)
         size = self._width // self._heads
         for start, count, length in groups:
             rows = slice(start, start + count * length)
@@ -191,7 +196,7 @@ class _LastLayer(_Layer):
         """Return one new state per text: that of the row with this index."""
         residual = states[read]
         queries, keys_values = self._query(residual), self._key_value(states)
-        context = torch.empty_like(residual)
+        context = torch.zeros_like(residual)
         size = self._width // self._heads
         text = 0
         for start, count, length in groups:
@@ -202,6 +207,15 @@ class _LastLayer(_Layer):
             context[texts] = attended.reshape(count, self._width)
             text += count
         return self._after_attention(context, residual)
+
+
+def _rounded(rows: int) -> int:
+    """Return `rows` rounded up to one of 16 numbers per power of two.
+
+    oneDNN builds and keeps a kernel of some megabytes for each number of rows that it meets.
+    """
+    step = max(8, 1 << ((rows - 1).bit_length() - 5)) if rows > 16 else 8
+    return -(-rows // step) * step
 
 
 def _groups(lengths: Sequence[int]) -> list[_Group]:

@@ -153,6 +153,7 @@ class _Collection:
 
     def refresh(self, path: Path) -> tuple[list[tuple[str, Chunk]], NDArray[np.float32]]:
         """Bring the index up to date and return its chunks and vectors."""
+        self.embedded = 0
         with SearchIndex(path) as index:
             self._take_in(index)
             # Another run over the same folder may drop texts meanwhile: look until none is missing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from html.parser import HTMLParser
+from itertools import zip_longest
 from typing import NamedTuple
 
 __all__ = ["Section", "from_html", "from_markdown"]
@@ -52,7 +53,7 @@ class _Outline:
 
 def _without_bare_parents(sections: list[Section]) -> Iterable[Section]:
     """Drop headings with nothing below them but deeper headings, which name them anyway."""
-    for section, follower in zip(sections, [*sections[1:], None], strict=True):
+    for section, follower in zip_longest(sections, sections[1:]):
         is_parent = follower is not None and follower.trail[: len(section.trail)] == section.trail
         if section.text or section.code or not is_parent:
             yield section

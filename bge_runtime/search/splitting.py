@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -128,7 +129,7 @@ class Splitter:
 
     def _cut(self, window: str, heading: str, room: int, *, is_last: bool) -> tuple[int, int]:
         """Return where in `window` the piece ends that begins it, and where the next one begins."""
-        offsets = self.embedder.token_offsets(window)
+        offsets = self._offsets(window)
         size = min(len(offsets), room)
         # What is left and fits in two pieces is halved: a short tail of its own says little.
         if is_last and room < len(offsets) <= 2 * room - self.overlap:
@@ -142,8 +143,17 @@ class Splitter:
             excess = self.embedder.count_tokens([_joined(heading, window[:end].strip())])[0] - self.limit
             if size <= 1 or excess <= 0:
                 return end, following
-            # What is embedded has identifiers taken apart, and tokens of joined text can differ from its parts'.
+            # Tokens of joined text can differ from those of its parts.
             size = max(size - excess, 1)
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        """Return where the tokens of `readable(text)` stand in `text`."""
+        joints = [match.start() for match in _JOINTS.finditer(text) if not match[0]]
+        spaces = [joint + number for number, joint in enumerate(joints)]
+        return [
+            (start - bisect_left(spaces, start), end - bisect_left(spaces, end))
+            for start, end in self.embedder.token_offsets(readable(text))
+        ]
 
     def _resume(self, window: str, offsets: list[tuple[int, int]], end: int) -> int:
         """Return where the next piece begins: at a break in the last tokens before `end`."""

@@ -95,8 +95,11 @@ def run_script(tmp_path, source, **environment):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("options", ["", "backend='torch'"], ids=["packed", "torch"])
-@pytest.mark.parametrize("environment", [{}, {"TOKENIZERS_PARALLELISM": "true"}], ids=["default", "parallel"])
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [("", {}), ("backend='torch'", {}), ("", {"TOKENIZERS_PARALLELISM": "true"})],
+    ids=["packed", "torch", "parallel tokenizing"],
+)
 def test_a_forked_child_computes_the_same_vectors_while_the_parent_is_busy(hub_cache, tmp_path, options, environment):
     run_script(tmp_path, FORK.replace("{options}", options), **environment)
 

@@ -167,7 +167,7 @@ async def test_results_stay_right_and_nothing_hangs_under_load_and_faults(hub_ca
     await soak.run()
 
     assert soak.wrong == []
-    assert {kind: soak.faults.fired[kind] for kind in KINDS if soak.faults.fired[kind] < 10} == {}, soak.faults.fired
+    assert all(soak.faults.fired[kind] >= 10 for kind in KINDS), soak.faults.fired
     assert soak.done["result"] > 5 * CALLERS
     assert all(not model.engine._interactive and not model.engine._bulk for model in STORE._models.values())
     np.testing.assert_allclose(soak.embedder.encode_documents(TEXTS), soak.documents, atol=1e-5)

@@ -1,0 +1,244 @@
+"""`bge search`: what it reads, prints and refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from tests.cli.documents_for_tests import pdf_with_pages
+
+QUESTION = "Which organ moves blood?"
+
+
+def place(hit):
+    return hit["file"], hit["heading"]
+
+
+def test_the_answer_is_printed_with_file_headings_scores_and_text(bge, library, embedder):
+    result = bge("search", library, QUESTION, "--k", 1)
+
+    assert result.exit_code == 0
+    first, headings, text, *_ = result.stdout.splitlines()
+    assert first.startswith("1. science/body.md  (rerank 0.")
+    assert ", dense 0." in first
+    assert headings.strip() == "The body > Heart"
+    assert text.strip() == "The heart pumps blood through the vessels."
+
+
+def test_progress_models_and_counts_go_to_standard_error(bge, library, embedder):
+    result = bge("search", library, QUESTION)
+
+    assert "embedding model: sentence-transformers/all-MiniLM-L6-v2" in result.stderr
+    assert "late interaction with sentence-transformers/all-MiniLM-L6-v2" in result.stderr
+    assert "4/4" in result.stderr  # the progress bar
+    assert "embedded 4 of 4 texts" in result.stderr
+    assert "embedd" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("question", "file", "heading"),
+    [
+        (QUESTION, "science/body.md", ["The body", "Heart"]),
+        ("Where is the French government?", "cities.txt", []),
+        ("What do I need for a loaf?", "food.html", ["Bread"]),
+        ("Which is the largest planet?", "planets.pdf", ["page 2"]),
+    ],
+)
+def test_markdown_text_html_and_pdf_are_read(search, library, question, file, heading):
+    pages = pdf_with_pages("Mercury is small and hot.", "Jupiter is the biggest planet of all.")
+    (library / "planets.pdf").write_bytes(pages)
+
+    found = search(library, question)
+
+    assert place(found["results"][0]) == (file, heading)
+    assert found["skipped"] == {}
+
+
+def test_json_holds_all_that_was_found_and_done(search, library):
+    found = search(library, QUESTION, "--k", 2)
+
+    assert found["question"] == QUESTION
+    assert found["model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert found["reranking"] == {"method": "late_interaction", "model": found["model"]}
+    assert (found["embedded"], found["texts"], found["skipped"]) == (4, 4, {})
+    best, second = found["results"]
+    assert best.keys() == {"file", "heading", "dense", "rerank", "text"}
+    assert best["text"] == "The heart pumps blood through the vessels."
+    assert best["rerank"] > second["rerank"]
+
+
+def test_without_reranking_the_vectors_decide(search, library):
+    found = search(library, QUESTION, "--no-rerank")
+
+    dense = [hit["dense"] for hit in found["results"]]
+    assert found["reranking"] == {"method": None, "model": None}
+    assert {hit["rerank"] for hit in found["results"]} == {None}
+    assert dense == sorted(dense, reverse=True)
+    assert place(found["results"][0]) == ("science/body.md", ["The body", "Heart"])
+
+
+def test_only_what_was_retrieved_is_reranked(search, library):
+    everything = search(library, QUESTION, "--k", 4, "--no-rerank")["results"]
+
+    reranked = search(library, QUESTION, "--k", 2, "--fetch-k", 2)["results"]
+
+    assert {hit["text"] for hit in reranked} == {hit["text"] for hit in everything[:2]}
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_cross_encoder_can_rerank(search, library):
+    found = search(library, QUESTION, "--reranker", "BAAI/bge-reranker-base")
+
+    assert found["reranking"] == {"method": "cross_encoder", "model": "BAAI/bge-reranker-base"}
+    scores = [hit["rerank"] for hit in found["results"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_another_embedding_model_can_rerank_and_embed(search, library):
+    found = search(
+        library, QUESTION, "--model", "bge-small-en-v1.5", "--reranker", "sentence-transformers/all-MiniLM-L6-v2"
+    )
+
+    assert found["model"] == "bge-small-en-v1.5"
+    assert found["reranking"]["method"] == "late_interaction"
+    assert place(found["results"][0]) == ("science/body.md", ["The body", "Heart"])
+
+
+def test_neighbouring_chunks_of_a_section_are_one_result(search, tmp_path):
+    folder = tmp_path / "book"
+    folder.mkdir()
+    sentences = (f"The heart pumps blood through part {number} of the body." for number in range(35))
+    (folder / "a.md").write_text("# Heart\n\n" + " ".join(sentences), encoding="utf-8")
+    (folder / "b.md").write_text("# Bread\n\nBread is baked from flour.", encoding="utf-8")
+
+    found = search(folder)
+
+    assert found["texts"] == 4
+    assert [hit["file"] for hit in found["results"]] == ["a.md", "b.md"]
+
+
+def test_hidden_files_and_other_kinds_are_left_out(search, library):
+    for name in (".git/notes.md", "node_modules/x/readme.md", ".hidden.md", "code.py", "picture.png"):
+        (library / name).parent.mkdir(parents=True, exist_ok=True)
+        (library / name).write_text("The heart pumps blood.", encoding="utf-8")
+
+    assert search(library)["texts"] == 4
+
+
+def test_control_characters_of_a_document_do_not_reach_the_terminal(bge, tmp_path, embedder):
+    (tmp_path / "a.txt").write_text("heart \x1b[2J\x07 blood", encoding="utf-8")
+
+    result = bge("search", tmp_path, QUESTION)
+
+    assert result.exit_code == 0
+    assert "heart" in result.stdout
+    assert not {"\x1b", "\x07"} & set(result.stdout)
+
+
+@pytest.mark.parametrize("content", [b"\x00\x01\x02", "Größe".encode("latin-1")])
+def test_a_file_that_is_not_text_is_skipped_and_named(search, library, content):
+    (library / "broken.txt").write_bytes(content)
+
+    found = search(library)
+
+    assert list(found["skipped"]) == ["broken.txt"]
+    assert "skipped broken.txt: " in found["stderr"]
+    assert found["texts"] == 4
+
+
+def test_broken_and_encrypted_pdf_files_are_skipped_and_named(search, library):
+    from pypdf import PdfWriter
+
+    (library / "broken.pdf").write_bytes(b"%PDF-1.4\nnothing")
+    writer = PdfWriter()
+    writer.add_blank_page(100, 100)
+    writer.encrypt("secret", algorithm="RC4-128")
+    with (library / "locked.pdf").open("wb") as file:
+        writer.write(file)
+
+    skipped = search(library)["skipped"]
+
+    assert "not a readable PDF" in skipped["broken.pdf"]
+    assert skipped["locked.pdf"] == "it is encrypted"
+
+
+def test_without_the_pdf_extra_the_skipped_files_and_the_extra_are_named_once(search, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pypdf", None)
+    for name in ("a.pdf", "b.pdf"):
+        (library / name).write_bytes(pdf_with_pages("text"))
+
+    found = search(library)
+
+    assert list(found["skipped"]) == ["a.pdf", "b.pdf"]
+    assert found["stderr"].count("bge-integrations[pdf]") == 1
+    assert "skipped a.pdf, b.pdf: " in found["stderr"]
+
+
+def fails(result, *words):
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    message = result.stderr.splitlines()[-1]
+    assert all(word in message for word in words), message
+
+
+def test_a_folder_that_is_missing_is_an_error(bge, tmp_path):
+    fails(bge("search", tmp_path / "nowhere", QUESTION), "nowhere", "does not exist")
+
+
+def test_a_file_in_place_of_a_folder_is_an_error(bge, library):
+    fails(bge("search", library / "cities.txt", QUESTION), "is not a folder")
+
+
+def test_a_folder_without_documents_is_an_error(bge, tmp_path):
+    (tmp_path / "x.py").touch()
+
+    fails(bge("search", tmp_path, QUESTION), "holds no documents", ".md")
+
+
+def test_a_folder_whose_documents_cannot_be_read_is_an_error(bge, tmp_path, embedder):
+    (tmp_path / "x.md").write_bytes(b"\x00")
+
+    fails(bge("search", tmp_path, QUESTION), "None of the 1 documents can be read", "x.md")
+
+
+def test_a_folder_whose_documents_are_empty_is_an_error(bge, tmp_path, embedder):
+    (tmp_path / "x.md").touch()
+
+    fails(bge("search", tmp_path, QUESTION), "holds any text")
+
+
+@pytest.mark.parametrize("question", ["", "  \n"])
+def test_an_empty_question_is_an_error(bge, library, question):
+    fails(bge("search", library, question), "question", "empty")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--k", "5", "--fetch-k", "4"], ["fetch_k=4"]),
+        (["--chunk-tokens", "257"], ["chunk_tokens=257", "256"]),
+        (["--no-rerank", "--reranker", "bge-reranker-base"], ["--no-rerank"]),
+        (["--model", "bge-smal-en-v1.5"], ["bge-small-en-v1.5"]),
+        (["--model", "BAAI/bge-reranker-base"], ["Reranker"]),
+        (["--model", "BAAI/bge-large-en-v1.5"], ["bge-integrations[offline]"]),
+    ],
+    ids=" ".join,
+)
+def test_options_that_do_not_fit_are_errors(bge, library, options, words):
+    fails(bge("search", library, QUESTION, *options), *words)
+
+
+def test_a_file_in_place_of_the_cache_folder_is_an_error(bge, library, embedder):
+    fails(bge("search", library, QUESTION, "--cache-dir", library / "cities.txt"), "--cache-dir")
+
+
+def test_names_in_any_script_are_printed(bge, tmp_path, embedder):
+    (tmp_path / "Größe 气候.md").write_text("# Wärme 🌡\n\nwarm", encoding="utf-8")
+
+    found = json.loads(bge("search", tmp_path, "warm", "--json").stdout)["results"]
+
+    assert place(found[0]) == ("Größe 气候.md", ["Wärme 🌡"])

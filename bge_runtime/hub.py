@@ -96,6 +96,8 @@ def download(
     """
     repository, row = _repository(model)
     if source == "modelscope":
+        if force:
+            raise ConfigurationError("force=True has no effect on ModelScope's client. Delete its folder instead.")
         return _from_modelscope(repository, revision, cache_folder)
     if source != "huggingface":
         raise ConfigurationError(f"source={source!r} is not known. Use 'huggingface' or 'modelscope'.")
@@ -235,7 +237,13 @@ def _from_modelscope(repository: str, revision: str | None, cache_folder: str | 
         raise ConfigurationError(
             "source='modelscope' needs the modelscope package. Install it with: pip install modelscope"
         ) from error
-    return Path(snapshot_download(repository, revision=revision, cache_dir=cache_folder))
+    try:
+        return Path(snapshot_download(repository, revision=revision, cache_dir=cache_folder))
+    except Exception as error:  # noqa: BLE001 - its client has no error class of its own for all of them
+        raise HubUnreachableError(
+            f"ModelScope did not deliver {repository!r} ({type(error).__name__}: {error}). "
+            "Check the name and the connection, or use source='huggingface'."
+        ) from error
 
 
 def _suggestion(name: str) -> str:

@@ -17,7 +17,7 @@ from bge_runtime.search.splitting import Chunk, readable
 
 __all__ = ["late_interaction"]
 
-# The heading's share of a score: the middle of a plateau, measured on questions that the tests do not ask.
+# The heading's share of a score: the middle of a plateau on tests/cli/tuning_questions.json.
 HEADING_SHARE = 0.25
 
 

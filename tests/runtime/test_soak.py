@@ -109,6 +109,11 @@ class Soak:
         if not expected:
             self.wrong.append(repr(error))
 
+    def goes_on(self) -> bool:
+        """Until the time is over; on a busy machine a little longer, until every fault has fired."""
+        late = time.monotonic() - self.deadline
+        return late < 0 or (late < 2 * SECONDS and any(self.faults.fired[kind] < 10 for kind in KINDS))
+
     def plant(self, dice: random.Random) -> str | None:
         kind = dice.choice(KINDS) if dice.random() < FAULT_SHARE else None
         if kind in ("exception", "out_of_memory", "killed"):
@@ -117,7 +122,7 @@ class Soak:
 
     def thread(self, seed: int) -> None:
         dice = random.Random(seed)
-        while time.monotonic() < self.deadline:
+        while self.goes_on():
             self.plant(dice)
             arguments, (call, _), expected = self.job(dice)
             try:
@@ -127,7 +132,7 @@ class Soak:
 
     async def task(self, seed: int) -> None:
         dice = random.Random(seed)
-        while time.monotonic() < self.deadline:
+        while self.goes_on():
             kind = self.plant(dice)
             arguments, (_, call), expected = self.job(dice)
             try:
@@ -156,7 +161,7 @@ class Soak:
         assert not any(thread.is_alive() for thread in threads), "a caller waits for ever"
 
 
-@pytest.mark.timeout(SECONDS + 100)
+@pytest.mark.timeout(3 * SECONDS + 100)
 async def test_results_stay_right_and_nothing_hangs_under_load_and_faults(hub_cache, fresh_store, caplog):
     caplog.set_level("CRITICAL", logger="bge_runtime")
     before = set(threading.enumerate())

@@ -239,7 +239,7 @@ def _from_modelscope(repository: str, revision: str | None, cache_folder: str | 
         ) from error
     try:
         return Path(snapshot_download(repository, revision=revision, cache_dir=cache_folder))
-    except Exception as error:  # noqa: BLE001 - its client has no error class of its own for all of them
+    except Exception as error:
         raise HubUnreachableError(
             f"ModelScope did not deliver {repository!r} ({type(error).__name__}: {error}). "
             "Check the name and the connection, or use source='huggingface'."

@@ -17,6 +17,7 @@ import os
 import platform
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -206,7 +207,7 @@ def main() -> None:
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
     record = {
-        "command": "python benchmarks/speed.py",
+        "command": " ".join(["python benchmarks/speed.py", *sys.argv[1:]]),
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in PACKAGES},
         "figures": [asdict(each) for each in figures],

@@ -166,4 +166,4 @@ def _pick_dtype(device: str, found: Accelerators) -> tuple[str, str]:
         return "float32", f"float32 because compute capability {major}.{minor} is slow in half precision"
     if device == "mps":
         return "float16", "float16 is Metal's fast format"
-    return "float32", "float32 is exact, and half precision is no faster on most CPUs"
+    return "float32", "float32 is exact; dtype='bfloat16' is faster on CPUs that have it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -138,9 +139,9 @@ class ConfiguredModel(Serializable):
         yield from settled.items()
         yield from ((name, value) for name, value in super().__repr_args__() if name not in settled and value != {})
 
+    @abstractmethod
     def _adopt(self, runtime: Any) -> None:
         """Take the runtime object, or build one when it is `None`."""
-        raise NotImplementedError
 
     def _resolved(self) -> dict[str, Any]:
         """Return settings in force, for `repr`; must not fetch anything."""

@@ -10,6 +10,7 @@ returns, with the reranking score and the retrieval score; whether both framewor
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 
 from langchain_core.documents import Document
@@ -101,4 +102,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except bge_runtime.BGEError as error:
+        sys.exit(f"Error: {error}")

@@ -105,3 +105,13 @@ def test_the_same_program_runs_bge_models_from_the_hub(
     assert output.count("same passages from both: yes") == QUESTIONS
     assert "reranking: cross encoder with BAAI/bge-reranker-base" in output
     assert output.rstrip().endswith("models loaded: 2")
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_model_that_cannot_be_had_ends_the_demo_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_demo(monkeypatch, capsys, "--model", "BAAI/bge-smal-en-v1.5")
+    assert str(ended.value.code).startswith("Error: ")
+    assert "Did you mean 'BAAI/bge-small-en-v1.5'" in str(ended.value.code)

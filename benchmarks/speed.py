@@ -194,8 +194,8 @@ def main() -> None:
         total = 6 * len(arguments.dtype) * (arguments.rounds + 1)
         with tqdm(total=total, unit="round") as progress:
             for dtype in arguments.dtype:
-                embedder = Embedder(small, query_instruction="", truncation="silent", device="cpu", dtype=dtype)
-                reranker = Reranker(cross_folder, truncation="silent", device="cpu", dtype=dtype)
+                embedder = Embedder(small, query_instruction="", truncation="silent", device="cpu", precision=dtype)
+                reranker = Reranker(cross_folder, truncation="silent", device="cpu", precision=dtype)
                 for name, (ours, theirs) in workloads(embedder, reranker, model, cross, arguments.scale).items():
                     figures.append(measure(name, dtype, ours, theirs, arguments.rounds, progress))
                 embedder.close()

@@ -27,6 +27,7 @@ from bge_runtime.errors import (
 if TYPE_CHECKING:
     from bge_runtime.devices import DeviceChoice, choose_device
     from bge_runtime.embedder import Embedder
+    from bge_runtime.execution import Execution, choose_execution
     from bge_runtime.hub import download, locate
     from bge_runtime.inputs import check_text, check_texts
     from bge_runtime.loading import LoadedModelInfo, loaded_models, stats, unload_models
@@ -52,6 +53,7 @@ _HOME = {
     "DEFAULT_OFFLINE_MODEL": "spec",
     "DEFAULT_RERANKER": "spec",
     "DeviceChoice": "devices",
+    "Execution": "execution",
     "Embedder": "embedder",
     "LoadedModelInfo": "loading",
     "ModelSpec": "spec",
@@ -60,6 +62,7 @@ _HOME = {
     "check_text": "inputs",
     "check_texts": "inputs",
     "choose_device": "devices",
+    "choose_execution": "execution",
     "download": "hub",
     "get_spec": "spec",
     "list_models": "spec",
@@ -81,6 +84,7 @@ __all__ = [
     "DeviceChoice",
     "Embedder",
     "EngineStoppedError",
+    "Execution",
     "HubUnreachableError",
     "InputError",
     "InputTooLongError",
@@ -96,6 +100,7 @@ __all__ = [
     "check_text",
     "check_texts",
     "choose_device",
+    "choose_execution",
     "download",
     "get_spec",
     "list_models",

@@ -11,7 +11,7 @@ from bge_runtime.errors import ConfigurationError, OutOfMemoryError
 
 __all__ = ["Accelerators", "DeviceChoice", "check_memory", "choose_device", "default_batch_tokens"]
 
-DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
+PRECISIONS = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}  # bytes of a weight
 _ALIASES = {
     "fp32": "float32",
     "fp16": "float16",
@@ -48,31 +48,31 @@ class Accelerators:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceChoice:
-    """A device, a number format, and the reason for both."""
+    """A device, a precision, and the reason for both."""
 
     device: str
-    dtype: str
+    precision: str
     reason: str
 
 
 def choose_device(
-    device: str | None = None, dtype: str | None = None, *, accelerators: Accelerators | None = None
+    device: str | None = None, precision: str | None = None, *, accelerators: Accelerators | None = None
 ) -> DeviceChoice:
     """Choose where a model runs: cuda, then mps, then cpu; half precision on GPUs, float32 on CPUs.
 
     Args:
         device: `cpu`, `cuda`, `cuda:N`, `mps`, or `None` to choose.
-        dtype: `float32`, `float16`, `bfloat16`, or `None` to choose.
+        precision: `float32`, `float16`, `bfloat16`, `int8`, or `None` to choose.
         accelerators: What the machine offers; `None` asks torch.
 
     Raises:
         ConfigurationError: The name is unknown or the device is not there.
     """
-    named_dtype = check_dtype(dtype)
+    named = check_precision(precision)
     found = accelerators or Accelerators.detect()
     name, why_device = _pick_device(device, found)
-    chosen, why_dtype = (named_dtype, f"{named_dtype} as asked") if named_dtype else _pick_dtype(name, found)
-    return DeviceChoice(device=name, dtype=chosen, reason=f"{why_device}; {why_dtype}")
+    chosen, why_precision = (named, f"{named} as asked") if named else _pick_precision(name, found)
+    return DeviceChoice(device=name, precision=chosen, reason=f"{why_device}; {why_precision}")
 
 
 def check_device_name(device: str | None) -> str | None:
@@ -84,15 +84,15 @@ def check_device_name(device: str | None) -> str | None:
     raise ConfigurationError(f"device={device!r} is not known. Use 'cpu', 'cuda', 'cuda:0', 'mps', or None to choose.")
 
 
-def check_dtype(dtype: str | None) -> str | None:
-    """Return the dtype's full name; torch dtypes are accepted by their name."""
-    name = str(dtype).removeprefix("torch.").lower() if dtype is not None else "auto"
+def check_precision(precision: str | None) -> str | None:
+    """Return the precision's full name; torch dtypes are accepted by their name."""
+    name = str(precision).removeprefix("torch.").lower() if precision is not None else "auto"
     name = _ALIASES.get(name, name) or "auto"
     if name == "auto":
         return None
-    if name not in DTYPES:
+    if name not in PRECISIONS:
         raise ConfigurationError(
-            f"dtype={dtype!r} is not known. Use {', '.join(map(repr, DTYPES))}, or None to choose."
+            f"precision={precision!r} is not known. Use {', '.join(map(repr, PRECISIONS))}, or None to choose."
         )
     return name
 
@@ -121,7 +121,7 @@ def check_memory(device: str, needed: int, what: str, *, free: int | None = None
     if free is not None and needed > free:
         raise OutOfMemoryError(
             f"{what!r} needs {needed / 1e9:.2f} GB for its weights and {device!r} has {free / 1e9:.2f} GB free. "
-            "Use a smaller model, dtype='bfloat16', another device, or unload other models."
+            "Use a smaller model, precision='bfloat16', another device, or unload other models."
         )
 
 
@@ -157,7 +157,7 @@ def _pick_device(device: str | None, found: Accelerators) -> tuple[str, str]:
     return name, f"{name} as asked"
 
 
-def _pick_dtype(device: str, found: Accelerators) -> tuple[str, str]:
+def _pick_precision(device: str, found: Accelerators) -> tuple[str, str]:
     if device.startswith("cuda"):
         major, minor = found.cuda[int(device.partition(":")[2])]
         # float16 before bfloat16: three more bits of mantissa, and the authors publish float16 results.
@@ -166,4 +166,4 @@ def _pick_dtype(device: str, found: Accelerators) -> tuple[str, str]:
         return "float32", f"float32 because compute capability {major}.{minor} is slow in half precision"
     if device == "mps":
         return "float16", "float16 is Metal's fast format"
-    return "float32", "float32 is exact; dtype='bfloat16' is faster on CPUs that have it"
+    return "float32", "float32 is exact; precision='bfloat16' is faster on CPUs that have it"

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec as find_module
+from pathlib import Path
 from threading import Thread
 
-from bge_runtime import BGEError, choose_device, list_models, locate
+from bge_runtime import BGEError, choose_execution, list_models, locate
 
 __all__ = ["DeviceReport", "HubReport", "Report", "examine", "render"]
 
@@ -24,10 +25,21 @@ PACKAGES = (
     "transformers",
     "tokenizers",
     "huggingface-hub",
+    "onnxruntime",
+    "openvino",
     "langchain-core",
     "llama-index-core",
 )
 HUB_TIMEOUT_S = 3.0
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+# Flag in /proc/cpuinfo -> what it is good for: bfloat16 and int8 are fast only where the processor has them.
+PROCESSOR_FEATURES = {
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512-BF16",
+    "avx512_vnni": "AVX-512-VNNI",
+    "amx_bf16": "AMX-BF16",
+    "amx_int8": "AMX-INT8",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,14 +49,18 @@ class DeviceReport:
     Attributes:
         found: One line per device.
         device: The one that would be chosen; `None` when torch does not work.
-        dtype: The number format that would be chosen.
-        reason: Why both.
+        precision: The number format that would be chosen.
+        backend: The way of executing that would be chosen.
+        reason: Why these.
+        by_precision: What would run each precision when it is asked for, and why, or why nothing can.
     """
 
     found: tuple[str, ...]
     device: str | None
-    dtype: str | None
+    precision: str | None
+    backend: str | None
     reason: str
+    by_precision: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,10 +124,11 @@ def render(report: Report) -> str:
     """Return the report as text."""
     devices, hub = report.devices, report.hub
     reach = {True: "reachable", False: "NOT reachable", None: "not asked"}[hub.reachable]
-    choice = f"{devices.device}, {devices.dtype}" if devices.device else "none"
+    choice = f"{devices.backend} on {devices.device} in {devices.precision}" if devices.device else "none"
     parts = {
         "Versions": [f"{name:<22} {found or 'not installed'}" for name, found in report.versions.items()],
         "Devices": [*devices.found, f"chosen: {choice} ({devices.reason})"],
+        "Precisions": [f"{name:<9} {way}" for name, way in devices.by_precision.items()],
         "Model hub": [f"{hub.endpoint}: {reach} ({hub.detail})", f"cache: {hub.cache_folder}"],
         "Models on this machine": [f"{name:<42} {folder}" for name, folder in report.models.items()] or ["none"],
         "Offline package": [
@@ -132,17 +149,44 @@ def _version(name: str) -> str | None:
 def _examine_devices() -> DeviceReport:
     try:
         found = _list_devices()
-        choice = choose_device()
+        choice = choose_execution()
     except (ImportError, OSError, BGEError) as error:
         # A torch of the wrong build fails on import with either.
-        return DeviceReport(found=(), device=None, dtype=None, reason=f"torch does not work here: {error}")
-    return DeviceReport(found=found, device=choice.device, dtype=choice.dtype, reason=choice.reason)
+        reason = f"torch does not work here: {error}"
+        return DeviceReport(found=(), device=None, precision=None, backend=None, reason=reason, by_precision={})
+    return DeviceReport(
+        found=found,
+        device=choice.device,
+        precision=choice.precision,
+        backend=choice.backend,
+        reason=choice.reason,
+        by_precision={name: _way(name) for name in PRECISIONS},
+    )
+
+
+def _way(precision: str) -> str:
+    try:
+        choice = choose_execution(precision=precision)
+    except BGEError as error:
+        return str(error)
+    return f"{choice.backend} on {choice.device} ({choice.reason})"
+
+
+def _processor_features() -> str:
+    """Return the instruction sets that matter here; empty where the system does not tell."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return ""
+    found = [name for flag, name in PROCESSOR_FEATURES.items() if flag in words]
+    return f", {' '.join(found) or 'no AVX-512'}"
 
 
 def _list_devices() -> tuple[str, ...]:
     import torch
 
     found = [f"cpu: {platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
+    found[0] += _processor_features()
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(index)

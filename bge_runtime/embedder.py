@@ -47,8 +47,11 @@ class Embedder(Model):
         batch_tokens: int | None = None,
         show_progress: bool = False,
         device: str | None = None,
-        dtype: str | None = None,
+        precision: str | None = None,
         backend: str = "auto",
+        calibration: str | os.PathLike[str] | None = None,
+        devices: Sequence[str] | None = None,
+        keep_alive_s: float | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_folder: str | None = None,
@@ -74,8 +77,11 @@ class Embedder(Model):
             batch_tokens: Most padded tokens in a forward pass; `None` takes the device's default.
             show_progress: Whether to show a progress bar on standard error.
             device: `cpu`, `cuda`, `cuda:N`, `mps`; `None` chooses.
-            dtype: `float32`, `float16`, `bfloat16`; `None` chooses: float32 on CPUs.
-            backend: Way of executing; `auto` chooses.
+            precision: `float32`, `float16`, `bfloat16`, `int8` (CPUs); `None` chooses: float32 on CPUs.
+            backend: Way of executing: `packed`, `torch`, `onnx`, `openvino`; `auto` chooses.
+            calibration: File with one text per line, like those to embed, that an int8 export is calibrated on.
+            devices: Devices that each hold a replica and work off one queue, instead of `device`.
+            keep_alive_s: Seconds without work after which the weights are freed, until the next call; `None` never.
             revision: Branch, tag or commit on the hub.
             token: Access token for private models.
             cache_folder: Hugging Face cache folder; `None` is the usual one.
@@ -101,8 +107,11 @@ class Embedder(Model):
         source = ModelSource(
             model=model,
             device=device,
-            dtype=dtype,
+            precision=precision,
             backend=backend,
+            calibration=calibration,
+            devices=devices,
+            keep_alive_s=keep_alive_s,
             revision=revision,
             token=token,
             cache_folder=cache_folder,
@@ -299,7 +308,7 @@ class Embedder(Model):
             self.dimension,
             self.max_length,
             self.document_instruction,
-            "float",
+            self.source.precision_class,
             self.source.vector_arguments,
             *query_side,
         ]

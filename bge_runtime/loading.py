@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bge_runtime.backends import choose_backend, load_backend
+from bge_runtime.backends import load_backend
 from bge_runtime.counters import Counters
-from bge_runtime.devices import DTYPES, check_memory, choose_device
+from bge_runtime.devices import PRECISIONS, check_memory
 from bge_runtime.engine import Engine
 from bge_runtime.errors import BackendError, BGEError, ModelNotFoundError
 from bge_runtime.hub import weight_files
@@ -40,7 +40,7 @@ class LoadedModelInfo:
         folder: Folder that it was read from.
         task: `embed` or `score`.
         device: Device name.
-        dtype: Number format of the weights.
+        precision: Number format of the weights.
         backend: Way of executing.
         parameters: Number of weights.
         bytes: Size of the weights in memory.
@@ -50,7 +50,7 @@ class LoadedModelInfo:
     folder: str
     task: str
     device: str
-    dtype: str
+    precision: str
     backend: str
     parameters: int
     bytes: int
@@ -81,7 +81,7 @@ class ModelStore:
 
     def _reset_locks(self) -> None:
         self._lock = threading.Lock()
-        # Concurrent loads with different dtypes corrupt each other in transformers, so one load at a time.
+        # Concurrent loads with different precisions corrupt each other in transformers, so one load at a time.
         self._loading = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -101,14 +101,11 @@ class ModelStore:
         """
         source.check_supported()
         folder = os.path.realpath(source.folder)  # before torch is imported: a missing model fails at once
-        choice = choose_device(source.device, source.dtype)
-        backend = choose_backend(source.backend, choice.device)
+        executions = source.executions
+        choice = executions[0]
+        ways = [[each.backend, each.device, each.precision] for each in executions]
         extras = [source.trust_remote_code, source.model_kwargs, source.processor_kwargs, source.config_kwargs]
-        key = json.dumps(
-            [folder, task, choice.device, choice.dtype, backend, extras],
-            default=repr,
-            sort_keys=True,
-        )
+        key = json.dumps([folder, task, ways, source.calibration, extras], default=repr, sort_keys=True)
         found = self._hold(key, holder)
         if found is not None:
             return found
@@ -117,7 +114,7 @@ class ModelStore:
             if found is not None:
                 return found
             logger.info("Loading %r (%s).", source.name, choice.reason)
-            model = _load(source, task, choice.device, choice.dtype, backend, self.counters)
+            model = _load(source, task, choice.device, choice.precision, choice.backend, self.counters)
             with self._lock:
                 self._models[key] = model
                 model.holders.add(holder)
@@ -164,10 +161,10 @@ class ModelStore:
 
 
 def _load(
-    source: ModelSource, task: Literal["embed", "score"], device: str, dtype: str, backend: str, counters: Counters
+    source: ModelSource, task: Literal["embed", "score"], device: str, precision: str, backend: str, counters: Counters
 ) -> LoadedModel:
-    request = source.request(device, dtype, task)
-    check_memory(device, _bytes_needed(source.folder, dtype), source.name)
+    request = source.request(device, precision, task)
+    check_memory(device, _bytes_needed(source.folder, precision), source.name)
     try:
         loaded = load_backend(backend, request)
     except BGEError:
@@ -185,7 +182,7 @@ def _load(
         folder=str(source.folder),
         task=task,
         device=device,
-        dtype=dtype,
+        precision=precision,
         backend=backend,
         parameters=loaded.parameters,
         bytes=loaded.bytes,
@@ -193,12 +190,12 @@ def _load(
     return LoadedModel(info, loaded.tokenizing, Engine(loaded, source.name, counters), weakref.WeakSet())
 
 
-def _bytes_needed(folder: Path, dtype: str) -> int:
-    """Return the size of the weights in `dtype`, from the size of the files and the format they store."""
+def _bytes_needed(folder: Path, precision: str) -> int:
+    """Return the size of the weights in `precision`, from the size of the files and the format they store."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     size = sum(file.stat().st_size for file in weight_files(folder))
-    return size * DTYPES[dtype] // DTYPES.get(stored, DTYPES["float32"])
+    return size * PRECISIONS[precision] // PRECISIONS.get(stored, PRECISIONS["float32"])
 
 
 STORE = ModelStore()

@@ -12,9 +12,10 @@ from typing import Any, Literal, Self
 from tqdm import tqdm
 
 from bge_runtime.backends import Output
-from bge_runtime.devices import choose_device, default_batch_tokens
+from bge_runtime.devices import default_batch_tokens
 from bge_runtime.engine import Job
 from bge_runtime.errors import ConfigurationError, InputTooLongError, UnknownArgumentError
+from bge_runtime.execution import Execution, choose_execution
 from bge_runtime.inputs import check_count
 from bge_runtime.loading import STORE, LoadedModel
 from bge_runtime.source import ModelSource
@@ -84,13 +85,18 @@ class Model(ABC):
 
     @property
     def device(self) -> str:
-        """Device that the model runs on."""
-        return choose_device(self.source.device, self.source.dtype).device
+        """Device that the model runs on; the first of several."""
+        return self._execution.device
 
     @property
-    def dtype(self) -> str:
-        """Number format of the weights."""
-        return choose_device(self.source.device, self.source.dtype).dtype
+    def precision(self) -> str:
+        """Number format of the computation."""
+        return self._execution.precision
+
+    @property
+    def _execution(self) -> Execution:
+        source = self.source
+        return choose_execution((source.devices or (source.device,))[0], source.precision, source.backend)
 
     @property
     def truncated_count(self) -> int:

@@ -46,8 +46,11 @@ class Reranker(Model):
         batch_tokens: int | None = None,
         show_progress: bool = False,
         device: str | None = None,
-        dtype: str | None = None,
+        precision: str | None = None,
         backend: str = "auto",
+        calibration: str | os.PathLike[str] | None = None,
+        devices: Sequence[str] | None = None,
+        keep_alive_s: float | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_folder: str | None = None,
@@ -70,8 +73,11 @@ class Reranker(Model):
             batch_tokens: Most padded tokens in a forward pass; `None` takes the device's default.
             show_progress: Whether to show a progress bar on standard error.
             device: See `Embedder`, as for all that follow.
-            dtype: Number format.
+            precision: Number format.
             backend: Way of executing.
+            calibration: Texts for int8 exports.
+            devices: Devices of replicas.
+            keep_alive_s: Seconds until idle weights are freed.
             revision: Branch, tag or commit.
             token: Access token.
             cache_folder: Hugging Face cache folder.
@@ -91,8 +97,11 @@ class Reranker(Model):
         source = ModelSource(
             model=model.model if isinstance(model, Embedder) else model,
             device=device,
-            dtype=dtype,
+            precision=precision,
             backend=backend,
+            calibration=calibration,
+            devices=devices,
+            keep_alive_s=keep_alive_s,
             revision=revision,
             token=token,
             cache_folder=cache_folder,
@@ -140,7 +149,7 @@ class Reranker(Model):
             self.method,
             self.max_length,
             self.normalize,
-            "float",
+            self.source.precision_class,
             self.source.vector_arguments,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

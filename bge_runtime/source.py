@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bge_runtime import hub
-from bge_runtime.backends import LoadRequest, choose_backend
+from bge_runtime.backends import LoadRequest, check_backend_name
 from bge_runtime.describe import describe_folder
-from bge_runtime.devices import check_device_name, check_dtype
+from bge_runtime.devices import check_device_name, check_precision
 from bge_runtime.errors import ConfigurationError, HubUnreachableError, ModelNotFoundError, UnsupportedModelError
+from bge_runtime.execution import Execution, choose_execution
 from bge_runtime.spec import ModelSpec, find_spec, get_spec
 
 __all__ = ["ModelSource"]
 
-# Like device and dtype, these move the last digits of a vector only.
+# Like device and precision, these move the last digits of a vector only.
 NUMERIC_ARGUMENTS = {"attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype"}
 
 
@@ -29,8 +30,11 @@ class ModelSource:
     Attributes:
         model: Folder, hub id, name in the table, or a spec.
         device: Device name; `None` chooses.
-        dtype: Number format; `None` chooses by device.
+        precision: Number format; `None` chooses by device.
         backend: Way of executing; `auto` chooses.
+        calibration: File of texts that an int8 export is calibrated on; `None` is our own.
+        devices: Devices that each hold a replica, instead of `device`.
+        keep_alive_s: Seconds without work after which the weights are freed; `None` keeps them.
         revision: Branch, tag or commit on the hub.
         token: Access token for the hub.
         cache_folder: Hugging Face cache folder.
@@ -44,8 +48,11 @@ class ModelSource:
 
     model: str | os.PathLike[str] | ModelSpec
     device: str | None = None
-    dtype: str | None = None
+    precision: str | None = None
     backend: str = "auto"
+    calibration: str | os.PathLike[str] | None = None
+    devices: Sequence[str] | None = None
+    keep_alive_s: float | None = None
     revision: str | None = None
     token: str | None = field(default=None, repr=False)
     cache_folder: str | None = None
@@ -63,9 +70,10 @@ class ModelSource:
             ConfigurationError: An option has a wrong value.
             ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
         """
-        choose_backend(self.backend, "cpu")
+        check_backend_name(self.backend)
         object.__setattr__(self, "device", check_device_name(self.device))
-        object.__setattr__(self, "dtype", check_dtype(self.dtype))
+        object.__setattr__(self, "precision", check_precision(self.precision))
+        self._check_running()
         for name in ("model_kwargs", "processor_kwargs", "config_kwargs"):
             object.__setattr__(self, name, dict(getattr(self, name) or {}))
         if self.base_model is not None:
@@ -147,15 +155,30 @@ class ModelSource:
                 f"{self.name!r} cannot run here: {self.spec.unsupported}. `bge models` lists those that can."
             )
 
-    def request(self, device: str, dtype: str, task: str) -> LoadRequest:
+    @property
+    def precision_class(self) -> str:
+        """What a stored vector remembers of the precision: `float` of any width, or `int8`."""
+        return "int8" if self.precision == "int8" else "float"
+
+    @property
+    def executions(self) -> list[Execution]:
+        """How the model runs, once for each replica; `device=None` chooses and gives one."""
+        return [
+            choose_execution(device, self.precision, self.backend, architecture=self.spec.architecture)
+            for device in self.devices or (self.device,)
+        ]
+
+    def request(self, device: str, precision: str, task: str) -> LoadRequest:
         """Return what the backend needs, after a look at the folder."""
         self.check_supported()
         hub.check_folder(self.folder, pickles_allowed=self.spec.pickled_weights)
         return LoadRequest(
+            name=self.name,
             folder=self.folder,
             task="embed" if task == "embed" else "score",
             device=device,
-            dtype=dtype,
+            precision=precision,
+            calibration=Path(self.calibration) if self.calibration else None,
             trust_remote_code=self.trust_remote_code,
             pickled_weights=hub.weight_files(self.folder)[0].suffix != ".safetensors",
             model_kwargs=self.model_kwargs,
@@ -175,6 +198,26 @@ class ModelSource:
         row = find_spec(self.name)
         is_mirror = row is not None and "/" in self.name and row.id.lower() != self.name.lower()
         return replace(row, id=self.name, package=None, pickled_weights=False) if row and is_mirror else row
+
+    def _check_running(self) -> None:
+        if self.devices is not None:
+            if isinstance(self.devices, str) or not self.devices or self.device is not None:
+                raise ConfigurationError(
+                    f"devices={self.devices!r} is not allowed beside device={self.device!r}. Pass a list of one or "
+                    "more names, such as devices=['cuda:0', 'cuda:1'], and leave device= out."
+                )
+            object.__setattr__(self, "devices", tuple(check_device_name(name) for name in self.devices))
+        if self.keep_alive_s is not None and not self.keep_alive_s >= 0:
+            raise ConfigurationError(
+                f"keep_alive_s={self.keep_alive_s!r} is not allowed. Pass seconds, or None to keep the weights."
+            )
+        if self.calibration is not None:
+            path = Path(self.calibration).expanduser()
+            object.__setattr__(self, "calibration", str(path))
+            if not path.is_file():
+                raise ConfigurationError(
+                    f"calibration={str(path)!r} is not a file. Pass a text file with one text per line."
+                )
 
     def _check_name(self, name: str) -> None:
         looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).exists()

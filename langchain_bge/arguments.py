@@ -18,14 +18,14 @@ MODEL_KWARGS = {
     "cache_folder": "cache_folder",
     "config_kwargs": "config_kwargs",
     "device": "device",
-    "dtype": "dtype",
+    "dtype": "precision",
     "local_files_only": "local_files_only",
     "max_length": "max_length",
     "processor_kwargs": "processor_kwargs",
     "revision": "revision",
     "token": "token",
     "tokenizer_kwargs": "processor_kwargs",
-    "torch_dtype": "dtype",
+    "torch_dtype": "precision",
     "truncate_dim": "truncate_dim",
     "trust_remote_code": "trust_remote_code",
     "use_auth_token": "token",
@@ -120,7 +120,7 @@ class Arguments:
     def _without_dtype(self, entries: Mapping[str, Any]) -> dict[str, Any]:
         for key in ("dtype", "torch_dtype"):
             if key in entries:
-                self._add("dtype", entries[key], f"model_kwargs['model_kwargs'][{key!r}]")
+                self._add("precision", entries[key], f"model_kwargs['model_kwargs'][{key!r}]")
         return {key: value for key, value in entries.items() if key not in ("dtype", "torch_dtype")}
 
     def _read_encode_kwargs(self, entries: Mapping[str, Any]) -> None:
@@ -192,9 +192,9 @@ def _encode_value(key: str, value: Any) -> Any:
 
 def _plain(field: str, value: Any) -> Any:
     """Return names for torch's and pathlib's objects, and the token as a secret."""
-    if field in ("model_name", "cache_folder") and isinstance(value, os.PathLike):
+    if field in ("model_name", "cache_folder", "calibration") and isinstance(value, os.PathLike):
         return os.fspath(value)
-    if field in ("device", "dtype") and value is not None:
+    if field in ("device", "precision") and value is not None:
         return str(value).removeprefix("torch.")
     if field == "token":
         # True asks the hub's client for the token that is stored on this machine, as None does.

@@ -31,7 +31,7 @@ class ConfiguredModel(Serializable):
     runtime_type: ClassVar[type[Embedder] | type[Reranker]]
     # Field -> the runtime's argument.
     runtime_names: ClassVar[Mapping[str, str]]
-    renamed: ClassVar[Mapping[str, str]] = {"model": "model_name"}
+    renamed: ClassVar[Mapping[str, str]] = {"model": "model_name", "dtype": "precision", "torch_dtype": "precision"}
     retired: ClassVar[Mapping[str, str]] = {}
 
     model_name: str = Field(description="Hub id, name in the model table, or folder. `model` is the same.")
@@ -40,8 +40,11 @@ class ConfiguredModel(Serializable):
         default="warn", description="What happens when a text is longer than max_length."
     )
     device: str | None = Field(default=None, description="cpu, cuda, cuda:N or mps; None chooses.")
-    dtype: str | None = Field(default=None, description="float32, float16 or bfloat16; None chooses.")
-    backend: str = Field(default="auto", description="What executes the model.")
+    precision: str | None = Field(default=None, description="float32, float16, bfloat16 or int8; None chooses.")
+    backend: str = Field(default="auto", description="packed, torch, onnx, openvino; auto chooses.")
+    calibration: str | None = Field(default=None, description="File of texts that calibrate an int8 export.")
+    devices: list[str] | None = Field(default=None, description="Devices that each hold a replica.")
+    keep_alive_s: float | None = Field(default=None, description="Seconds until idle weights are freed; None never.")
     batch_size: Count | None = Field(default=None, description="Most texts in one forward pass.")
     batch_tokens: Count | None = Field(default=None, description="Most padded tokens in one forward pass.")
     show_progress: bool = Field(default=False, description="Whether calls show a progress bar.")

@@ -35,7 +35,7 @@ class BGEEmbeddings(ConfiguredModel, Embeddings):
         query_instruction: Text before queries; `None` takes the model's own, `""` turns it off.
         embed_instruction: The same before documents. `document_instruction` is the same.
         normalize: Whether vectors have length 1; `None` does as the model's authors do.
-        device, dtype, batch_size, max_length, truncation, cache_folder, show_progress, ...: see the fields.
+        device, precision, batch_size, max_length, truncation, cache_folder, show_progress, ...: see the fields.
         model_kwargs: Arguments of `SentenceTransformer`; entries with a field of their own go there.
         encode_kwargs: Arguments of `SentenceTransformer.encode`; they go to the fields of the same meaning.
             `normalize_embeddings=False` leaves it to the model, as there; `normalize=False` gives raw vectors.

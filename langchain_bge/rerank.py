@@ -65,7 +65,7 @@ class BGERerank(ScoringModel, BaseDocumentCompressor, RunnableSerializable[dict[
         top_n: How many documents to return; `None` returns all. `top_k` is the same.
         score_threshold: Lowest score to return.
         normalize: Whether scores go through a sigmoid, 0 to 1; `False` returns raw logits.
-        device, dtype, batch_size, max_length, truncation, cache_folder, ...: see the fields.
+        device, precision, batch_size, max_length, truncation, cache_folder, ...: see the fields.
         reranker: A `bge_runtime.Reranker` to use as it is, in place of the options that describe one.
 
     Instantiate:

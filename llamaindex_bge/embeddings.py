@@ -69,8 +69,10 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         **{name: name for name in LOADING_NAMES},
     }
     _renamed: ClassVar[dict[str, str]] = {
+        **ConfiguredModel._renamed,
         "model": "model_name",
         "show_progress_bar": "show_progress",
+        "target_devices": "devices",
         "tokenizer_kwargs": "processor_kwargs",
     }
     _retired: ClassVar[dict[str, str]] = {
@@ -78,7 +80,6 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         "tokenizer_name": "The model's own tokenizer is used; leave it out.",
         "tokenizer": "The model's own tokenizer is used; leave it out.",
         "parallel_process": "One copy of the weights serves all threads of the process; leave it out.",
-        "target_devices": "Name one device with device=.",
     }
 
     model_name: FolderOrName = Field(default=DEFAULT_EMBEDDER, description="Hub id, table name or folder.")

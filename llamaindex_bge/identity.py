@@ -22,13 +22,15 @@ VECTOR_FIELDS = (
     "max_length",
 )
 LOADER_FIELDS = ("model_kwargs", "processor_kwargs", "config_kwargs")
-# Like device= and dtype=, these move the last digits only.
+# Like device= and precision= of any float width, these move the last digits only.
 NUMERIC_KWARGS = {"torch_dtype", "dtype", "device_map", "attn_implementation", "low_cpu_mem_usage"}
 
 
 def vector_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of an embedding's fields that change vectors."""
     settings = {name: fields[name] for name in VECTOR_FIELDS if name in fields}
+    if str(fields.get("precision")).removeprefix("torch.") == "int8":
+        settings["precision"] = "int8"
     for name in LOADER_FIELDS:
         given = {key: value for key, value in (fields.get(name) or {}).items() if key not in NUMERIC_KWARGS}
         if given:

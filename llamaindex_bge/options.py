@@ -38,7 +38,7 @@ class ConfiguredModel(BaseModel):
     _injected: ClassVar[str]
     _runtime_class: ClassVar[type[Any]]
     _runtime_names: ClassVar[Mapping[str, str]]
-    _renamed: ClassVar[Mapping[str, str]] = {}
+    _renamed: ClassVar[Mapping[str, str]] = {"dtype": "precision", "torch_dtype": "precision"}
     _retired: ClassVar[Mapping[str, str]] = {}
 
     max_length: Count | None = Field(default=None, description="Longest input in tokens; None is the model's own.")
@@ -46,8 +46,11 @@ class ConfiguredModel(BaseModel):
         default="warn", description="What happens when a text is longer than max_length."
     )
     device: TorchName = Field(default=None, description="cpu, cuda, cuda:N or mps; None chooses.")
-    dtype: TorchName = Field(default=None, description="float32, float16 or bfloat16; None chooses.")
-    backend: str = Field(default="auto", description="What executes the model.")
+    precision: TorchName = Field(default=None, description="float32, float16, bfloat16 or int8; None chooses.")
+    backend: str = Field(default="auto", description="packed, torch, onnx, openvino; auto chooses.")
+    calibration: FolderOrName | None = Field(default=None, description="File of texts that calibrate an int8 export.")
+    devices: list[str] | None = Field(default=None, description="Devices that each hold a replica.")
+    keep_alive_s: float | None = Field(default=None, description="Seconds until idle weights are freed; None never.")
     batch_size: Count | None = Field(default=None, description="Most texts in one forward pass.")
     batch_tokens: Count | None = Field(default=None, description="Most padded tokens in one forward pass.")
     show_progress: bool = Field(default=False, description="Whether calls show a progress bar.")

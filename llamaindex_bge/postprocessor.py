@@ -52,9 +52,9 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
         "normalize": "normalize",
         **{name: name for name in LOADING_NAMES},
     }
-    _renamed: ClassVar[dict[str, str]] = {"model_name": "model"}
+    _renamed: ClassVar[dict[str, str]] = {**ConfiguredModel._renamed, "model_name": "model"}
     _retired: ClassVar[dict[str, str]] = {
-        "use_fp16": "Pass dtype='float16'.",
+        "use_fp16": "Pass precision='float16'.",
         "cross_encoder_kwargs": "Pass its entries as arguments of their own: max_length=, model_kwargs=, ...",
     }
 

@@ -7,21 +7,24 @@ from importlib import import_module
 from bge_runtime.backends.base import Backend, LoadRequest, Output
 from bge_runtime.errors import ConfigurationError
 
-__all__ = ["BACKENDS", "Backend", "LoadRequest", "Output", "choose_backend", "load_backend"]
+__all__ = ["BACKENDS", "Backend", "LoadRequest", "Output", "check_backend_name", "load_backend"]
 
 # Name -> module that defines `load(request: LoadRequest) -> Backend`.
-BACKENDS = {"packed": "bge_runtime.backends.packed", "torch": "bge_runtime.backends.torch"}
+BACKENDS = {
+    "packed": "bge_runtime.backends.packed",
+    "torch": "bge_runtime.backends.torch",
+    "onnx": "bge_runtime.backends.onnx",
+    "openvino": "bge_runtime.backends.openvino",
+}
 
 
-def choose_backend(name: str, device: str) -> str:
-    """Return the backend that `name` stands for; `auto` chooses by device.
+def check_backend_name(name: str) -> str:
+    """Return the name; `auto` is one.
 
     Raises:
         ConfigurationError: There is no such backend.
     """
-    if name == "auto":
-        return "packed" if device == "cpu" else "torch"
-    if name not in BACKENDS:
+    if name != "auto" and name not in BACKENDS:
         raise ConfigurationError(f"backend={name!r} is not known. Use 'auto' or {', '.join(map(repr, BACKENDS))}.")
     return name
 

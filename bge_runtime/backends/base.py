@@ -27,10 +27,12 @@ class LoadRequest:
     """Everything that loading weights needs.
 
     Attributes:
+        name: The model as its caller named it, for messages.
         folder: Folder with the model's files.
         task: `embed` for token states and vectors, `score` for a classification head.
         device: Device name.
-        dtype: Number format of the weights.
+        precision: Number format of the computation.
+        calibration: File of texts, one per line, that set the ranges of an exported int8 model; `None` is our own.
         trust_remote_code: Whether the folder's own Python code may run.
         pickled_weights: Whether the weights are to be read from pickle files (with `weights_only=True`).
         model_kwargs: Extra arguments for the transformers model.
@@ -38,10 +40,12 @@ class LoadRequest:
         config_kwargs: Extra arguments for the configuration.
     """
 
+    name: str
     folder: Path
     task: Literal["embed", "score"]
     device: str
-    dtype: str
+    precision: str
+    calibration: Path | None = None
     trust_remote_code: bool = False
     pickled_weights: bool = False
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)

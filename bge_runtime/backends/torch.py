@@ -28,7 +28,7 @@ def load(request: LoadRequest) -> TorchBackend:
     """Load a model folder through sentence-transformers."""
     model_class = SentenceTransformer if request.task == "embed" else CrossEncoder
     model_kwargs = {
-        "dtype": getattr(torch, request.dtype),
+        "dtype": getattr(torch, request.precision),
         "use_safetensors": not request.pickled_weights,
         "weights_only": True,
         **request.model_kwargs,

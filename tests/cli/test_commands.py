@@ -117,12 +117,14 @@ def hub_client(monkeypatch):
 def test_doctor_reports_versions_devices_and_models(bge, minilm, hub_cache):
     report = json.loads(bge("doctor", "--json").stdout)
 
-    choice = bge_runtime.choose_device()
+    choice = bge_runtime.choose_execution()
     assert report["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert report["versions"]["torch"]
     assert report["devices"]["device"] == choice.device
-    assert report["devices"]["dtype"] == choice.dtype
+    assert report["devices"]["precision"] == choice.precision
     assert report["devices"]["reason"] == choice.reason
+    assert report["devices"]["backend"] == choice.backend
+    assert report["devices"]["by_precision"]["float32"].startswith(f"{choice.backend} on {choice.device} (")
     assert report["devices"]["found"][0].startswith("cpu: ")
     assert Path(report["models"]["BAAI/bge-small-en-v1.5"]).is_dir()
     assert "BAAI/bge-large-en-v1.5" not in report["models"]

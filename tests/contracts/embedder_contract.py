@@ -181,7 +181,7 @@ class EmbedderContract:
         ("option", "value"),
         [
             ("device", "gpu0"),
-            ("dtype", "float8"),
+            ("precision", "float8"),
             ("backend", "tensorflow"),
             ("batch_size", 0),
             ("max_length", -1),

@@ -202,7 +202,7 @@ class RerankerContract:
 
     @pytest.mark.parametrize(
         ("option", "value"),
-        [("device", "gpu0"), ("dtype", "float8"), ("batch_size", 0), ("max_length", 513), ("truncation", "no")],
+        [("device", "gpu0"), ("precision", "float8"), ("batch_size", 0), ("max_length", 513), ("truncation", "no")],
     )
     def test_a_wrong_option_is_refused_at_construction(self, adapter, option, value):
         with pytest.raises(bge_runtime.ConfigurationError, match=option):

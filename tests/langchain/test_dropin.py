@@ -113,7 +113,7 @@ def test_device_is_the_device() -> None:
 def test_a_dtype_is_found_at_each_of_its_places(model_kwargs: dict[str, Any]) -> None:
     half = BGEEmbeddings(model_name=EMBEDDER, model_kwargs=model_kwargs)
     distance = np.abs(np.subtract(half.embed_query("panda"), BGEEmbeddings(model_name=EMBEDDER).embed_query("panda")))
-    assert half.embedder.dtype == "bfloat16"
+    assert half.embedder.precision == "bfloat16"
     assert 1e-5 < distance.max() < 0.05
 
 
@@ -122,7 +122,7 @@ def test_torchs_own_objects_are_taken() -> None:
 
     model_kwargs = {"torch_dtype": torch.float16, "device": torch.device("cpu")}
     embedder = BGEEmbeddings(model_name=EMBEDDER, model_kwargs=model_kwargs).embedder
-    assert (embedder.dtype, embedder.device) == ("float16", "cpu")
+    assert (embedder.precision, embedder.device) == ("float16", "cpu")
 
 
 def test_revision_names_the_commit(same: Same) -> None:

@@ -55,7 +55,7 @@ def test_unknown_argument_is_a_type_error_and_a_value_error(kind: Any) -> None:
         ("max_length", "many"),
         ("batch_size", -1),
         ("device", "gpu7"),
-        ("dtype", "float8"),
+        ("precision", "float8"),
         ("truncation", "loudly"),
         ("backend", "abacus"),
         ("normalize", "perhaps"),
@@ -140,7 +140,7 @@ def test_torch_objects_are_names() -> None:
     import torch
 
     embedding = BGEEmbedding(device=torch.device("cpu"), dtype=torch.bfloat16)
-    assert (embedding.embedder.device, embedding.embedder.dtype) == ("cpu", "bfloat16")
+    assert (embedding.embedder.device, embedding.embedder.precision) == ("cpu", "bfloat16")
 
 
 def test_arguments_of_the_hugging_face_class_are_understood() -> None:
@@ -175,7 +175,6 @@ def test_arguments_of_the_hugging_face_class_are_understood() -> None:
         ("pooling", "mean"),
         ("tokenizer_name", "bert-base-uncased"),
         ("parallel_process", True),
-        ("target_devices", ["cpu"]),
     ],
 )
 def test_retired_argument_says_what_to_do(argument: str, value: Any) -> None:
@@ -183,8 +182,20 @@ def test_retired_argument_says_what_to_do(argument: str, value: Any) -> None:
         BGEEmbedding(**{argument: value})
 
 
+def test_the_older_names_of_devices_and_precision_are_taken() -> None:
+    embedding = BGEEmbedding(target_devices=["cpu", "cpu"], torch_dtype="bfloat16")
+    assert (embedding.devices, embedding.precision) == (["cpu", "cpu"], "bfloat16")
+
+
+def test_int8_is_part_of_what_changes_vectors_and_float_width_is_not() -> None:
+    plain = BGEEmbedding().to_dict()
+    assert BGEEmbedding(precision="bfloat16").to_dict() == plain
+    assert BGEEmbedding(precision="int8").to_dict() == {**plain, "precision": "int8"}
+    assert BGEEmbedding.from_dict({**plain, "precision": "int8"}).precision == "int8"
+
+
 def test_retired_reranker_argument_says_what_to_do() -> None:
-    with pytest.raises(ConfigurationError, match="dtype='float16'"):
+    with pytest.raises(ConfigurationError, match="precision='float16'"):
         BGERerank(use_fp16=True)
 
 

@@ -27,7 +27,7 @@ TWO_HOPPERS = Accelerators(cuda=((9, 0), (9, 0)))
 )
 def test_cuda_goes_before_metal_and_metal_before_the_cpu(found, device, dtype):
     choice = choose_device(accelerators=found)
-    assert (choice.device, choice.dtype) == (device, dtype)
+    assert (choice.device, choice.precision) == (device, dtype)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_cuda_goes_before_metal_and_metal_before_the_cpu(found, device, dtype):
 )
 def test_the_device_asked_for_is_taken(asked, found, device, dtype):
     choice = choose_device(asked, accelerators=found)
-    assert (choice.device, choice.dtype) == (device, dtype)
+    assert (choice.device, choice.precision) == (device, dtype)
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def test_the_device_asked_for_is_taken(asked, found, device, dtype):
     [("float32", "float32"), ("bfloat16", "bfloat16"), ("torch.float16", "float16"), ("bf16", "bfloat16")],
 )
 def test_the_number_format_asked_for_is_taken(asked, dtype):
-    assert choose_device("cpu", asked, accelerators=NOTHING).dtype == dtype
-    assert choose_device(None, asked, accelerators=TURING).dtype == dtype
+    assert choose_device("cpu", asked, accelerators=NOTHING).precision == dtype
+    assert choose_device(None, asked, accelerators=TURING).precision == dtype
 
 
 def test_a_torch_dtype_is_accepted():
     import torch
 
-    assert choose_device("cpu", torch.bfloat16, accelerators=NOTHING).dtype == "bfloat16"
+    assert choose_device("cpu", torch.bfloat16, accelerators=NOTHING).precision == "bfloat16"
 
 
 def test_the_choice_says_why():
@@ -78,7 +78,7 @@ def test_a_device_that_is_not_there_is_refused(device, found):
         choose_device(device, accelerators=found)
 
 
-@pytest.mark.parametrize("dtype", ["float8", "int8", "double", 32])
+@pytest.mark.parametrize("dtype", ["float8", "int4", "double", 32])
 def test_an_unknown_number_format_is_answered_with_the_known_ones(dtype):
     with pytest.raises(ConfigurationError, match="bfloat16"):
         choose_device("cpu", dtype, accelerators=NOTHING)

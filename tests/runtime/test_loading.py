@@ -147,16 +147,16 @@ def test_names_in_any_letter_case_share_the_weights(hub_cache, fresh_store):
 
 
 def test_each_number_format_is_a_copy_of_its_own(hub_cache, fresh_store):
-    bge_runtime.Embedder(dtype="float32").warm_up()
-    bge_runtime.Embedder(dtype="bfloat16").warm_up()
-    rows = {row.dtype: row.bytes for row in bge_runtime.loaded_models()}
+    bge_runtime.Embedder(precision="float32").warm_up()
+    bge_runtime.Embedder(precision="bfloat16").warm_up()
+    rows = {row.precision: row.bytes for row in bge_runtime.loaded_models()}
     assert rows["float32"] == 2 * rows["bfloat16"]
 
 
 def test_loaded_models_tell_what_is_in_memory(hub_cache, fresh_store):
     bge_runtime.Embedder().warm_up()
     (row,) = bge_runtime.loaded_models()
-    assert (row.name, row.device, row.dtype) == (
+    assert (row.name, row.device, row.precision) == (
         "BAAI/bge-small-en-v1.5",
         bge_runtime.choose_device().device,
         "float32",
@@ -172,16 +172,16 @@ def test_concurrent_loads_of_different_number_formats_do_not_corrupt_each_other(
     vector = references.vector(folder, TEXT, max_length=512)
     logit = references.pair_logit(ranked, "panda", TEXT, max_length=512)
     formats = ["float32", "bfloat16"] * 2
-    embed = [lambda dtype=dtype: bge_runtime.Embedder(dtype=dtype).encode_documents([TEXT])[0] for dtype in formats]
-    score = [lambda dtype=dtype: bge_runtime.Reranker(dtype=dtype).score("panda", [TEXT]) for dtype in formats]
+    embed = [lambda dtype=dtype: bge_runtime.Embedder(precision=dtype).encode_documents([TEXT])[0] for dtype in formats]
+    score = [lambda dtype=dtype: bge_runtime.Reranker(precision=dtype).score("panda", [TEXT]) for dtype in formats]
     results = in_threads([*embed, *score])
     for found, dtype in zip(results[:4], formats, strict=True):
         np.testing.assert_allclose(found, vector, atol=1e-5 if dtype == "float32" else 0.02)
     for found, dtype in zip(results[4:], formats, strict=True):
         np.testing.assert_allclose(found, logit, atol=1e-5 if dtype == "float32" else 0.1)
     rows = bge_runtime.loaded_models()
-    assert sorted(row.dtype for row in rows) == ["bfloat16", "bfloat16", "float32", "float32"]
-    assert all(row.bytes == row.parameters * (4 if row.dtype == "float32" else 2) for row in rows)
+    assert sorted(row.precision for row in rows) == ["bfloat16", "bfloat16", "float32", "float32"]
+    assert all(row.bytes == row.parameters * (4 if row.precision == "float32" else 2) for row in rows)
 
 
 def test_many_first_callers_load_the_weights_once(hub_cache, fresh_store):

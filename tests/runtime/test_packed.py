@@ -52,7 +52,7 @@ def test_bfloat16_stays_within_its_stated_error():
     with open(EXTRACT, encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines][:60]
     exact, half = (
-        bge_runtime.Embedder(bge_runtime.DEFAULT_OFFLINE_MODEL, dtype=dtype, truncation="silent").encode_documents(
+        bge_runtime.Embedder(bge_runtime.DEFAULT_OFFLINE_MODEL, precision=dtype, truncation="silent").encode_documents(
             texts
         )
         for dtype in ("float32", "bfloat16")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -15,16 +14,16 @@ from numpy.typing import NDArray
 from bge_runtime.embedder import Embedder
 from bge_runtime.errors import ConfigurationError
 from bge_runtime.inputs import check_count, check_pairs, check_text, check_texts
+from bge_runtime.late_interaction import late_scores
 from bge_runtime.loading import STORE
 from bge_runtime.model import Model, Truncation
-from bge_runtime.ranking import Ranked, max_similarity, mix, order_scores, sigmoid
+from bge_runtime.ranking import Ranked, mix, order_scores, sigmoid
 from bge_runtime.source import ModelSource
 from bge_runtime.spec import DEFAULT_RERANKER, ModelSpec
 from bge_runtime.steps import Steps, arun, run
 
 __all__ = ["Reranker"]
 
-TOKEN_WINDOW = 256  # documents whose token vectors are held at a time
 INTERACTIVE_PAIRS = 512  # larger calls give way to smaller ones
 
 
@@ -72,21 +71,21 @@ class Reranker(Model):
             batch_size: Most inputs in a forward pass; `None` sets no limit.
             batch_tokens: Most padded tokens in a forward pass; `None` takes the device's default.
             show_progress: Whether to show a progress bar on standard error.
-            device: See `Embedder`, as for all that follow.
-            precision: Number format.
-            backend: Way of executing.
-            calibration: Texts for int8 exports.
-            devices: Devices of replicas.
-            keep_alive_s: Seconds until idle weights are freed.
-            revision: Branch, tag or commit.
-            token: Access token.
-            cache_folder: Hugging Face cache folder.
-            local_files_only: Never use the network.
-            trust_remote_code: Whether the repository's own Python code may run.
-            base_model: Row of the model table that a fine-tuned model comes from.
-            model_kwargs: Extra arguments for the transformers model.
-            processor_kwargs: Extra arguments for the tokenizer.
-            config_kwargs: Extra arguments for the configuration.
+            device: As for `Embedder`, like all that follow.
+            precision: As for `Embedder`.
+            backend: As for `Embedder`.
+            calibration: As for `Embedder`.
+            devices: As for `Embedder`.
+            keep_alive_s: As for `Embedder`.
+            revision: As for `Embedder`.
+            token: As for `Embedder`.
+            cache_folder: As for `Embedder`.
+            local_files_only: As for `Embedder`.
+            trust_remote_code: As for `Embedder`.
+            base_model: As for `Embedder`.
+            model_kwargs: As for `Embedder`.
+            processor_kwargs: As for `Embedder`.
+            config_kwargs: As for `Embedder`.
 
         Raises:
             ConfigurationError: An argument has a wrong value, or stands beside an `Embedder` that has its own.
@@ -314,7 +313,10 @@ class Reranker(Model):
         distinct = list(dict.fromkeys(pairs))
         STORE.counters.add(texts=len(pairs), duplicates=len(pairs) - len(distinct))
         if self.method == "late_interaction":
-            scores = yield from self._late_scores(distinct, show_progress)
+            embedder, bulk = self.embedder, len(distinct) > INTERACTIVE_PAIRS
+            with self._progress(len({document for _, document in distinct}), show_progress) as progress:
+                scores, cut, asked = yield from late_scores(embedder, distinct, bulk=bulk, on_progress=progress.update)
+            self._note_truncation(cut, asked)
         else:
             loaded = self._hold("score")
             rows, cut = yield from self._rows(
@@ -329,28 +331,6 @@ class Reranker(Model):
             scores = np.asarray(rows, dtype=np.float32)
         position = {pair: index for index, pair in enumerate(distinct)}
         return scores[[position[pair] for pair in pairs]]
-
-    def _late_scores(self, pairs: Sequence[tuple[str, str]], show_progress: bool | None) -> Steps[NDArray[np.float32]]:
-        """Each distinct text is computed once; document vectors are held a window at a time."""
-        queries = list(dict.fromkeys(query for query, _ in pairs))
-        vectors, cut = yield from self.embedder.token_steps(queries)
-        query_vectors = dict(zip(queries, vectors, strict=True))
-        places: dict[str, list[int]] = defaultdict(list)
-        for index, (_, document) in enumerate(pairs):
-            places[document].append(index)
-        documents = sorted(places, key=len)  # windows of like lengths
-        scores = np.empty(len(pairs), dtype=np.float32)
-        with self._progress(len(documents), show_progress) as progress:
-            for start in range(0, len(documents), TOKEN_WINDOW):
-                window = documents[start : start + TOKEN_WINDOW]
-                vectors, more = yield from self.embedder.token_steps(window, bulk=len(documents) > INTERACTIVE_PAIRS)
-                cut += more
-                for document, rows in zip(window, vectors, strict=True):
-                    for index in places[document]:
-                        scores[index] = max_similarity(query_vectors[pairs[index][0]], rows)
-                progress.update(len(window))
-        self._note_truncation(cut, len(queries) + len(documents))
-        return scores
 
 
 def _pairs(query: str, documents: Iterable[str]) -> list[tuple[str, str]]:

@@ -1,14 +1,34 @@
 """BGE models for LangChain."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-from langchain_bge.cross_encoder import BGECrossEncoder
-from langchain_bge.embeddings import BGEEmbeddings
-from langchain_bge.rerank import BGERerank
-
-__all__ = ["BGECrossEncoder", "BGEEmbeddings", "BGERerank", "__version__"]
+if TYPE_CHECKING:
+    from langchain_bge.cross_encoder import BGECrossEncoder
+    from langchain_bge.embeddings import BGEEmbeddings
+    from langchain_bge.rerank import BGERerank
 
 try:
     __version__ = version("bge-integrations")
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
+
+# Each class is imported on first use: embedding alone needs a third of what reranking imports from langchain_core.
+_HOME = {"BGECrossEncoder": "cross_encoder", "BGEEmbeddings": "embeddings", "BGERerank": "rerank"}
+
+__all__ = ["BGECrossEncoder", "BGEEmbeddings", "BGERerank", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

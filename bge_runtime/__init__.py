@@ -25,6 +25,7 @@ from bge_runtime.errors import (
 )
 
 if TYPE_CHECKING:
+    from bge_runtime.cache import CacheStats, VectorCache
     from bge_runtime.devices import DeviceChoice, choose_device
     from bge_runtime.embedder import Embedder
     from bge_runtime.execution import Execution, choose_execution
@@ -52,6 +53,7 @@ _HOME = {
     "DEFAULT_EMBEDDER": "spec",
     "DEFAULT_OFFLINE_MODEL": "spec",
     "DEFAULT_RERANKER": "spec",
+    "CacheStats": "cache",
     "DeviceChoice": "devices",
     "Execution": "execution",
     "Embedder": "embedder",
@@ -59,6 +61,7 @@ _HOME = {
     "ModelSpec": "spec",
     "Ranked": "ranking",
     "Reranker": "reranker",
+    "VectorCache": "cache",
     "check_text": "inputs",
     "check_texts": "inputs",
     "choose_device": "devices",
@@ -80,6 +83,7 @@ __all__ = [
     "DEFAULT_RERANKER",
     "BGEError",
     "BackendError",
+    "CacheStats",
     "ConfigurationError",
     "DeviceChoice",
     "Embedder",
@@ -97,6 +101,7 @@ __all__ = [
     "UnknownArgumentError",
     "UnsafeWeightsError",
     "UnsupportedModelError",
+    "VectorCache",
     "check_text",
     "check_texts",
     "choose_device",

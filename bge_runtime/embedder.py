@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.backends import Output
+from bge_runtime.cache import VectorCache, cached_vectors, check_cache
 from bge_runtime.errors import ConfigurationError
 from bge_runtime.inputs import check_count, check_text, check_texts
 from bge_runtime.instructions import Instructions, Role, resolve_instructions
@@ -46,6 +47,7 @@ class Embedder(Model):
         batch_size: int | None = None,
         batch_tokens: int | None = None,
         show_progress: bool = False,
+        vector_cache: VectorCache | str | os.PathLike[str] | None = None,
         device: str | None = None,
         precision: str | None = None,
         backend: str = "auto",
@@ -76,6 +78,7 @@ class Embedder(Model):
             batch_size: Most texts in a forward pass; `None` sets no limit.
             batch_tokens: Most padded tokens in a forward pass; `None` takes the device's default.
             show_progress: Whether to show a progress bar on standard error.
+            vector_cache: Remembers vectors: a `VectorCache`, or the path of its file; `None` remembers nothing.
             device: `cpu`, `cuda`, `cuda:N`, `mps`; `None` chooses.
             precision: `float32`, `float16`, `bfloat16`, `int8` (CPUs); `None` chooses: float32 on CPUs.
             backend: Way of executing: `packed`, `torch`, `onnx`, `openvino`; `auto` chooses.
@@ -103,6 +106,7 @@ class Embedder(Model):
             "task": task,
         }
         self._normalize = normalize
+        self._cache = check_cache(vector_cache)
         self._truncate_dim = check_count(truncate_dim, "truncate_dim")
         source = ModelSource(
             model=model,
@@ -150,6 +154,11 @@ class Embedder(Model):
     def dimension(self) -> int:
         """Length of a vector; known without loading weights."""
         return self._truncate_dim or self.spec.dimension or 0
+
+    @property
+    def vector_cache(self) -> VectorCache | None:
+        """Where vectors are remembered."""
+        return self._cache
 
     @property
     def identity(self) -> str:
@@ -232,6 +241,7 @@ class Embedder(Model):
         return {
             **self._shared_options(),
             **self._given,
+            "vector_cache": self._cache,
             "normalize": self._normalize,
             "truncate_dim": self._truncate_dim,
         }
@@ -282,23 +292,36 @@ class Embedder(Model):
         checked = check_texts(texts)
         if not checked:
             return np.empty((0, self.dimension), dtype=np.float32)
-        instructions = self._instructions
         distinct = list(dict.fromkeys(checked))
         STORE.counters.add(texts=len(checked), duplicates=len(checked) - len(distinct))
-        read = [instructions.apply(text, role) for text in distinct]
-        pooling: Output = self.spec.pooling or "model"
-        loaded = self._acquire()
-        rows, cut = yield from self._rows(
-            loaded, read, loaded.tokenizing.texts, pooling, bulk=role == "document", show_progress=show_progress
-        )
-        self._note_truncation(cut, len(distinct))
-        vectors = np.stack(rows)[:, : self._truncate_dim]
-        if self.normalize:
-            vectors = unit_rows(vectors)
+        if self._cache is None:
+            vectors = yield from self._computed(distinct, role, show_progress)
+        else:
+            identity = f"{role}:{self.identity if role == 'query' else self.document_identity}"
+            vectors = yield from cached_vectors(
+                self._cache, identity, distinct, lambda part: self._computed(part, role, show_progress)
+            )
         if len(distinct) < len(checked):
             position = {text: index for index, text in enumerate(distinct)}
             vectors = vectors[[position[text] for text in checked]]
-        return np.ascontiguousarray(vectors, dtype=np.float32)
+        return vectors
+
+    def _computed(self, texts: Sequence[str], role: Role, show_progress: bool | None) -> Steps[NDArray[np.float32]]:
+        """Compute one vector per text."""
+        instructions = self._instructions
+        pooling: Output = self.spec.pooling or "model"
+        loaded = self._acquire()
+        rows, cut = yield from self._rows(
+            loaded,
+            [instructions.apply(text, role) for text in texts],
+            loaded.tokenizing.texts,
+            pooling,
+            bulk=role == "document",
+            show_progress=show_progress,
+        )
+        self._note_truncation(cut, len(texts))
+        vectors = np.stack(rows)[:, : self._truncate_dim]
+        return np.ascontiguousarray(unit_rows(vectors) if self.normalize else vectors, dtype=np.float32)
 
     def _digest(self, query_side: list[str]) -> str:
         parts = [

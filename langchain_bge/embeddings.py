@@ -36,6 +36,7 @@ class BGEEmbeddings(ConfiguredModel, Embeddings):
         embed_instruction: The same before documents. `document_instruction` is the same.
         normalize: Whether vectors have length 1; `None` does as the model's authors do.
         device, precision, batch_size, max_length, truncation, cache_folder, show_progress, ...: see the fields.
+        vector_cache: Remembers vectors: a `bge_runtime.VectorCache`, or the path of its file.
         model_kwargs: Arguments of `SentenceTransformer`; entries with a field of their own go there.
         encode_kwargs: Arguments of `SentenceTransformer.encode`; they go to the fields of the same meaning.
             `normalize_embeddings=False` leaves it to the model, as there; `normalize=False` gives raw vectors.
@@ -79,6 +80,7 @@ class BGEEmbeddings(ConfiguredModel, Embeddings):
         "task": "task",
         "normalize": "normalize",
         "truncate_dim": "truncate_dim",
+        "vector_cache": "vector_cache",
         **{name: name for name in LOADING_NAMES},
     }
     renamed: ClassVar[dict[str, str]] = {
@@ -103,6 +105,9 @@ class BGEEmbeddings(ConfiguredModel, Embeddings):
     task: str | None = Field(default=None, description="Named pair of instructions, where a model has them.")
     normalize: bool | None = Field(default=None, description="L2-normalise; None is the model's own.")
     truncate_dim: Count | None = Field(default=None, description="Keep this many leading dimensions.")
+    vector_cache: Any = Field(
+        default=None, exclude=True, description="A bge_runtime.VectorCache or the path of its file; not dumped."
+    )
     encode_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="As in LangChain's older classes; its entries go to the fields."
     )

@@ -66,6 +66,7 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         "task": "task",
         "normalize": "normalize",
         "truncate_dim": "truncate_dim",
+        "vector_cache": "vector_cache",
         **{name: name for name in LOADING_NAMES},
     }
     _renamed: ClassVar[dict[str, str]] = {
@@ -104,6 +105,10 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
     )
     embeddings_cache: Any | None = Field(
         default=None, exclude=True, description="Key-value store of vectors, keyed by model, role and text."
+    )
+
+    vector_cache: Any | None = Field(
+        default=None, exclude=True, description="A bge_runtime.VectorCache, or the path of its file."
     )
 
     _embedder: Embedder = PrivateAttr()

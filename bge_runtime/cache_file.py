@@ -1,0 +1,195 @@
+"""The vector cache's file: SQLite in WAL mode, bounded, shared by processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+__all__ = ["CacheFile"]
+
+logger = logging.getLogger("bge_runtime")
+
+BUSY_TIMEOUT_S = 30.0
+KEYS_PER_QUERY = 500  # SQLite's limit on variables was 999 for long
+USED_STEP_S = 3600  # reading marks an entry as used at most this often, so that most reads write nothing
+KEPT_SHARE = 0.9  # eviction makes room for more than one call
+_TABLES = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+CREATE TABLE IF NOT EXISTS vectors (
+    key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER NOT NULL, used INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_use ON vectors (used);
+CREATE TABLE IF NOT EXISTS total (entries INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO total SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM total);
+CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON vectors BEGIN
+    UPDATE total SET entries = entries + 1, bytes = bytes + length(NEW.vector);
+END;
+CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON vectors BEGIN
+    UPDATE total SET entries = entries - 1, bytes = bytes - length(OLD.vector);
+END;
+"""
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH)
+
+T = TypeVar("T")
+
+
+class CacheFile:
+    """Entries of bytes by key. No error of the disk or the file reaches the caller: it costs the caching only."""
+
+    def __init__(self, path: Path, max_bytes: int, entry_overhead: int) -> None:
+        """Describe the file; the first use opens it."""
+        self.evicted = 0
+        self._path = path
+        self._max_bytes = max_bytes
+        self._overhead = entry_overhead
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._database: sqlite3.Connection | None = None
+        self._pid = os.getpid()
+        self._warned = False
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return the entries that are there and whole."""
+        return self._try(lambda database: self._read(database, list(dict.fromkeys(keys))), {})
+
+    def put(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store entries, all or none, and drop the least recently used when there are too many."""
+        self._try(lambda database: self._write(database, rows), None)
+
+    def size(self) -> tuple[int, int]:
+        """Return the number of entries and their bytes."""
+        return self._try(self._size, (0, 0))
+
+    def clear(self) -> None:
+        """Drop all entries."""
+
+        def drop(database: sqlite3.Connection) -> None:
+            with database:
+                database.execute("DELETE FROM vectors")
+
+        self._try(drop, None)
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        with self._lock:
+            if self._database is not None and self._pid == os.getpid():
+                self._database.close()
+            self._database = None
+
+    def _read(self, database: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        now = int(time.time()) // USED_STEP_S
+        found: dict[bytes, bytes] = {}
+        stale, damaged = [], []
+        for start in range(0, len(keys), KEYS_PER_QUERY):
+            part = keys[start : start + KEYS_PER_QUERY]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT key, vector, checksum, used FROM vectors WHERE key IN ({marks})"
+            for key, vector, checksum, used in database.execute(query, part):
+                if zlib.crc32(vector) != checksum:
+                    damaged.append((key,))
+                    continue
+                found[key] = vector
+                if used < now:
+                    stale.append((now, key))
+        if stale or damaged:
+            with database:
+                database.executemany("UPDATE vectors SET used = ? WHERE key = ?", stale)
+                database.executemany("DELETE FROM vectors WHERE key = ?", damaged)
+        return found
+
+    def _write(self, database: sqlite3.Connection, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        now = int(time.time()) // USED_STEP_S
+        with database:
+            database.execute("BEGIN IMMEDIATE")
+            database.executemany(
+                "INSERT OR IGNORE INTO vectors VALUES (?, ?, ?, ?)",
+                [(key, blob, zlib.crc32(blob), now) for key, blob in rows],
+            )
+            self._evict(database)
+
+    def _evict(self, database: sqlite3.Connection) -> None:
+        entries, size = self._size(database)
+        if size <= self._max_bytes:
+            return
+        average = size / entries
+        surplus = int((size - KEPT_SHARE * self._max_bytes) / average) + 1
+        database.execute("DELETE FROM vectors WHERE key IN (SELECT key FROM vectors ORDER BY used LIMIT ?)", (surplus,))
+        self.evicted += min(surplus, entries)
+
+    def _size(self, database: sqlite3.Connection) -> tuple[int, int]:
+        entries, size = database.execute("SELECT entries, bytes FROM total").fetchone()
+        return int(entries), int(size) + int(entries) * self._overhead
+
+    def _try(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
+        """Run `work`; set a damaged file aside and try once on a new one; warn once about anything else."""
+        if self._pid != os.getpid():
+            self._reset()  # SQLite's connections must not cross a fork
+        with self._lock:
+            for attempt in (1, 2):
+                try:
+                    return work(self._open())
+                except (sqlite3.Error, OSError, TypeError, ValueError) as error:
+                    if attempt == 1 and _is_damage(error):
+                        self._set_aside(error)
+                    else:
+                        self._warn(error)
+                        break
+        return otherwise
+
+    def _open(self) -> sqlite3.Connection:
+        if self._database is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            database = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+            try:
+                database.executescript(_TABLES)
+                self._size(database)
+            except BaseException:
+                database.close()
+                raise
+            self._database = database
+        return self._database
+
+    def _set_aside(self, error: Exception) -> None:
+        self.close()
+        target = self._path.with_name(f"{self._path.name}.damaged")
+        try:
+            for suffix in ("-wal", "-shm"):  # left where it is, the log would be replayed into the next file
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+            self._path.replace(target)
+        except OSError as refused:
+            logger.warning("The vector cache %r is damaged and cannot be moved (%s).", str(self._path), refused)
+            return
+        logger.warning(
+            "The vector cache %r is damaged (%s). It is kept as %r; a new one starts.",
+            str(self._path),
+            error,
+            str(target),
+        )
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            logger.warning(
+                "The vector cache %r cannot be used (%s: %s). Vectors are computed and not stored. "
+                "Check the folder and the space on the disk.",
+                str(self._path),
+                type(error).__name__,
+                error,
+            )
+        self._warned = True
+
+
+def _is_damage(error: Exception) -> bool:
+    if isinstance(error, TypeError | ValueError):  # values of other types than were stored
+        return True
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT if isinstance(error, sqlite3.Error) else 0)
+    return isinstance(error, sqlite3.DatabaseError) and code & 0xFF in _DAMAGE

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from langchain_bge.cross_encoder import BGECrossEncoder
     from langchain_bge.embeddings import BGEEmbeddings
     from langchain_bge.rerank import BGERerank
+    from langchain_bge.retriever import BGERetriever
 
 try:
     __version__ = version("bge-integrations")
@@ -15,9 +16,14 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 # Each class is imported on first use: embedding alone needs a third of what reranking imports from langchain_core.
-_HOME = {"BGECrossEncoder": "cross_encoder", "BGEEmbeddings": "embeddings", "BGERerank": "rerank"}
+_HOME = {
+    "BGECrossEncoder": "cross_encoder",
+    "BGEEmbeddings": "embeddings",
+    "BGERerank": "rerank",
+    "BGERetriever": "retriever",
+}
 
-__all__ = ["BGECrossEncoder", "BGEEmbeddings", "BGERerank", "__version__"]
+__all__ = ["BGECrossEncoder", "BGEEmbeddings", "BGERerank", "BGERetriever", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

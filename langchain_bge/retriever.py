@@ -1,0 +1,231 @@
+"""Two-stage retrieval as one LangChain retriever: fetch many candidates, rerank them, return the best."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from types import EllipsisType
+from typing import Annotated, Any, Literal, Self
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+)
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from langchain_core.vectorstores import VectorStore
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from bge_runtime import ConfigurationError, UnknownArgumentError
+from langchain_bge.fusion import Hit, deduplicated, fused, limited
+from langchain_bge.rerank import BGERerank
+
+__all__ = ["BGERetriever"]
+
+logger = logging.getLogger("langchain_bge")
+
+Count = Annotated[int, Field(gt=0, strict=True)]
+Source = VectorStore | BaseRetriever
+
+
+class BGERetriever(BaseRetriever):
+    """Fetch candidates from one or several sources, rerank them, return the best.
+
+    Documents come back as copies, best first. Their metadata gains `retrieval_rank` (from 1), `retrieval_score` (the
+    store's own score, whose meaning is the store's; with several sources the fused one) and, from the reranker,
+    `relevance_score`. Each source and the reranker is a run of its own below the retriever's.
+
+    Key init args:
+        vectorstore: Where candidates come from.
+        sources: Vector stores and retrievers, instead of one store; their results are fused by rank.
+        reranker: A `BGERerank`, or any document compressor; `None` returns the candidates' order.
+        k: How many documents to return; `None` takes the reranker's `top_n`, or 4 without a reranker.
+        fetch_k: How many candidates to take from each vector store. A retriever gives as many as it is set to.
+        filter: Passed to vector stores as `filter=`.
+        search_kwargs: Further arguments for the vector stores' search.
+        score_threshold: Lowest `relevance_score` to return.
+        on_rerank_error: `raise`, or `keep_retrieval_order` with the failure in the reranker's run and in the log.
+
+    Instantiate:
+        ```python
+        from langchain_bge import BGERerank, BGERetriever
+
+        retriever = BGERetriever(vectorstore=store, reranker=BGERerank(model="BAAI/bge-reranker-base"), k=3)
+        ```
+
+    Use:
+        ```python
+        documents = retriever.invoke("Which organ moves blood?")
+        documents = retriever.invoke("Which organ moves blood?", k=1, filter={"topic": "medicine"})
+        ```
+
+    Raises:
+        UnknownArgumentError: An argument does not exist.
+        ConfigurationError: An argument has a value that is not allowed, or there is no source.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    vectorstore: VectorStore | None = Field(default=None, description="Where candidates come from.")
+    sources: list[Source] = Field(default_factory=list, description="Several stores and retrievers instead.")
+    reranker: BaseDocumentCompressor | None = Field(default=None, description="Orders the candidates.")
+    k: Count | None = Field(default=None, description="How many documents to return; None is the reranker's own.")
+    fetch_k: Count = Field(default=100, description="Candidates from each vector store.")
+    filter: Any = Field(default=None, description="Passed to vector stores as filter=.")
+    search_kwargs: dict[str, Any] = Field(default_factory=dict, description="For the vector stores' search.")
+    score_threshold: float | None = Field(
+        default=None, allow_inf_nan=False, description="Lowest relevance_score to return."
+    )
+    on_rerank_error: Literal["raise", "keep_retrieval_order"] = Field(
+        default="raise", description="What happens when the reranker fails."
+    )
+
+    def __init__(self, **options: Any) -> None:
+        """Check the options."""
+        UnknownArgumentError.check("BGERetriever", options, type(self).model_fields)
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise ConfigurationError.from_validation("BGERetriever", error.errors()) from error
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.vectorstore is None) == (not self.sources):
+            raise ValueError("pass vectorstore= for one source, or sources=[...] for several")
+        if self.score_threshold is not None and self.reranker is None:
+            raise ValueError("score_threshold= is on the reranker's scale; pass reranker= too")
+        return self
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        fetch_k: int | None = None,
+        filter: Any = ...,
+        score_threshold: float | EllipsisType | None = ...,
+    ) -> list[Document]:
+        search = self._search_kwargs(fetch_k, filter)
+        hits = [self._fetch(source, query, search, run_manager) for source in self._sources()]
+        candidates = deduplicated(fused(hits))
+        limits = self._limits(k, score_threshold)
+        if self.reranker is None or not candidates:
+            return limited(candidates, *limits)
+        try:
+            ordered = self._rerank(candidates, query, limits[0], run_manager)
+        except Exception as error:  # noqa: BLE001 - whatever fails in the second stage
+            return self._without_reranking(candidates, limits[0], error)
+        return limited(ordered, *limits)
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        fetch_k: int | None = None,
+        filter: Any = ...,
+        score_threshold: float | EllipsisType | None = ...,
+    ) -> list[Document]:
+        search = self._search_kwargs(fetch_k, filter)
+        fetches = [self._afetch(source, query, search, run_manager) for source in self._sources()]
+        candidates = deduplicated(fused(await asyncio.gather(*fetches)))
+        limits = self._limits(k, score_threshold)
+        if self.reranker is None or not candidates:
+            return limited(candidates, *limits)
+        try:
+            ordered = await self._arerank(candidates, query, limits[0], run_manager)
+        except Exception as error:  # noqa: BLE001 - whatever fails in the second stage
+            return self._without_reranking(candidates, limits[0], error)
+        return limited(ordered, *limits)
+
+    def _fetch(
+        self, source: Source, query: str, search: dict[str, Any], manager: CallbackManagerForRetrieverRun
+    ) -> list[Hit]:
+        if isinstance(source, BaseRetriever):
+            return [(each, None) for each in source.invoke(query, {"callbacks": manager.get_child()})]
+        run = manager.get_child().on_retriever_start(None, query, name=_stage(source))
+        try:
+            hits = source.similarity_search_with_score(query, **search)
+        except BaseException as error:
+            run.on_retriever_error(error)
+            raise
+        run.on_retriever_end([document for document, _ in hits])
+        return [(document, float(score)) for document, score in hits]
+
+    async def _afetch(
+        self, source: Source, query: str, search: dict[str, Any], manager: AsyncCallbackManagerForRetrieverRun
+    ) -> list[Hit]:
+        if isinstance(source, BaseRetriever):
+            return [(each, None) for each in await source.ainvoke(query, {"callbacks": manager.get_child()})]
+        run = await manager.get_child().on_retriever_start(None, query, name=_stage(source))
+        try:
+            hits = await source.asimilarity_search_with_score(query, **search)
+        except BaseException as error:
+            await run.on_retriever_error(error)
+            raise
+        await run.on_retriever_end([document for document, _ in hits])
+        return [(document, float(score)) for document, score in hits]
+
+    def _rerank(
+        self, candidates: Sequence[Document], query: str, k: int | None, manager: CallbackManagerForRetrieverRun
+    ) -> Sequence[Document]:
+        callbacks = manager.get_child()
+        if isinstance(self.reranker, BGERerank):
+            return self.reranker.invoke({"documents": candidates, "query": query}, {"callbacks": callbacks}, top_n=k)
+        assert self.reranker is not None
+        return self.reranker.compress_documents(candidates, query, callbacks)
+
+    async def _arerank(
+        self, candidates: Sequence[Document], query: str, k: int | None, manager: AsyncCallbackManagerForRetrieverRun
+    ) -> Sequence[Document]:
+        callbacks = manager.get_child()
+        if isinstance(self.reranker, BGERerank):
+            given = {"documents": candidates, "query": query}
+            return await self.reranker.ainvoke(given, {"callbacks": callbacks}, top_n=k)
+        assert self.reranker is not None
+        return await self.reranker.acompress_documents(candidates, query, callbacks)
+
+    def _without_reranking(self, candidates: Sequence[Document], k: int | None, error: Exception) -> list[Document]:
+        if self.on_rerank_error == "raise":
+            raise error
+        logger.warning("The reranker failed, the order of the first stage is kept: %s", error)
+        return limited(candidates, k, None)
+
+    def _sources(self) -> Sequence[Source]:
+        return self.sources or ([] if self.vectorstore is None else [self.vectorstore])
+
+    def _search_kwargs(self, fetch_k: int | None, filter: Any) -> dict[str, Any]:
+        _check_count(fetch_k, "fetch_k")
+        wanted = self.filter if filter is ... else filter
+        # Not every store takes filter=, so it is passed only when there is one.
+        return {**self.search_kwargs, "k": fetch_k or self.fetch_k} | ({} if wanted is None else {"filter": wanted})
+
+    def _limits(self, k: int | None, score_threshold: float | EllipsisType | None) -> tuple[int | None, float | None]:
+        _check_count(k, "k")
+        threshold = self.score_threshold if isinstance(score_threshold, EllipsisType) else score_threshold
+        if threshold is not None and self.reranker is None:
+            raise ConfigurationError("score_threshold= is on the reranker's scale, and there is no reranker.")
+        own = self.reranker.top_n if isinstance(self.reranker, BGERerank) else None if self.reranker else 4
+        return k or self.k or own, threshold
+
+    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
+        """Return what LangSmith shows of the run."""
+        params = super()._get_ls_params(**kwargs)
+        stores = [source for source in self._sources() if isinstance(source, VectorStore)]
+        if stores:
+            params["ls_vector_store_provider"] = type(stores[0]).__name__
+            if stores[0].embeddings is not None:
+                params["ls_embedding_provider"] = type(stores[0].embeddings).__name__
+        return params
+
+
+def _stage(source: VectorStore) -> str:
+    return f"retrieve: {type(source).__name__}"
+
+
+def _check_count(value: int | None, name: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigurationError(f"{name}={value!r} is not allowed. Pass a positive whole number.")

@@ -4,9 +4,17 @@ VENV ?= .venv
 DATA ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+PEERS := .benchmarks/venvs
+MIGRATION := .migration
+INCUMBENTS := langchain-huggingface llama-index sentence-transformers
+LIBRARIES ?= $(basename $(notdir $(wildcard benchmarks/requirements/*.txt)))
+WORKLOADS ?=
+ROUNDS ?=
+SCALE ?=
+RESUME ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs extras bench
+.PHONY: help setup demo test check docs extras migration-check published bench tables
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,7 +27,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[langchain,llamaindex,offline,pdf,eval]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[langchain,llamaindex,offline,onnx,openvino,pdf,eval,telemetry]" --group dev
 	@touch $(STAMP)
 
 demo: setup ## Three questions answered through LangChain and LlamaIndex, offline
@@ -40,6 +48,35 @@ docs: setup ## Check every page, link and code block of the documentation
 extras: setup ## Install the wheel with each extra in an empty environment and try it
 	$(BIN)/python -m tests.packaging.try_extras --torch "$(TORCH)" $(EXTRAS)
 
-bench: setup ## Compare with published figures: make bench DATA=folder
-	@test -n "$(DATA)" || { echo "make bench DATA=folder-with-the-archives (see docs/benchmarks.md)"; exit 2; }
+migration-check: $(MIGRATION)/.ready ## Compare results with the packages that docs/migration.md names
+	$(MIGRATION)/bin/python -m pytest tests/migration/check_incumbents.py -o python_functions="check_*"
+
+$(MIGRATION)/.ready: tests/migration/requirements.txt pyproject.toml
+	rm -rf $(MIGRATION)
+	$(PYTHON) -m venv $(MIGRATION)
+	$(MIGRATION)/bin/python -m pip install --quiet --upgrade pip
+	$(MIGRATION)/bin/python -m pip install --quiet "$(TORCH)"
+	$(MIGRATION)/bin/python -m pip install --quiet --editable ".[langchain,llamaindex]" --group dev
+	$(MIGRATION)/bin/python -m pip install --quiet --requirement tests/migration/requirements.txt
+	@touch $@
+
+published: setup ## Compare with published figures: make published DATA=folder
+	@test -n "$(DATA)" || { echo "make published DATA=folder-with-the-archives (see docs/benchmarks.md)"; exit 2; }
 	$(BIN)/python benchmarks/published.py --data "$(DATA)"
+
+# A library that cannot be installed is named in the results; the others still run.
+bench: setup ## Measure speed against other libraries: make bench WORKLOADS=... LIBRARIES=... ROUNDS=3 SCALE=0.1
+	-@$(MAKE) --no-print-directory --keep-going $(patsubst %,$(PEERS)/%/.ready,$(sort $(LIBRARIES) $(INCUMBENTS)))
+	$(BIN)/python -m benchmarks.driver --libraries $(LIBRARIES) $(if $(WORKLOADS),--workloads $(WORKLOADS)) \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SCALE),--scale $(SCALE)) $(if $(RESUME),--resume)
+	$(BIN)/python -m benchmarks.report
+
+tables: setup ## Rewrite the tables of docs/benchmarks.md from the results
+	$(BIN)/python -m benchmarks.report
+
+$(PEERS)/%/.ready: benchmarks/requirements/%.txt
+	@mkdir -p $(PEERS) && rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	@if grep -qx torch $<; then $(@D)/bin/python -m pip install --quiet "$(TORCH)" >$(PEERS)/$*.log 2>&1; fi
+	$(@D)/bin/python -m pip install --quiet --requirement $< >>$(PEERS)/$*.log 2>&1 || { rm -rf $(@D); exit 1; }
+	@touch $@

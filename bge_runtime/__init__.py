@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from bge_runtime.devices import DeviceChoice, choose_device
     from bge_runtime.embedder import Embedder
     from bge_runtime.execution import Execution, choose_execution
+    from bge_runtime.hooks import BatchEvent, ErrorEvent, Hook, LoadEvent, ModelEvent, OutOfMemoryEvent, UnloadEvent
     from bge_runtime.hub import download, locate
     from bge_runtime.inputs import check_text, check_texts
-    from bge_runtime.loading import LoadedModelInfo, loaded_models, stats, unload_models
+    from bge_runtime.loading import LoadedModelInfo, add_hook, loaded_models, remove_hook, stats, unload_models
     from bge_runtime.ranking import Ranked, order_scores
     from bge_runtime.reranker import Reranker
     from bge_runtime.spec import (
@@ -50,18 +51,26 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 _HOME = {
+    "BatchEvent": "hooks",
+    "CacheStats": "cache",
     "DEFAULT_EMBEDDER": "spec",
     "DEFAULT_OFFLINE_MODEL": "spec",
     "DEFAULT_RERANKER": "spec",
-    "CacheStats": "cache",
     "DeviceChoice": "devices",
-    "Execution": "execution",
     "Embedder": "embedder",
+    "ErrorEvent": "hooks",
+    "Execution": "execution",
+    "Hook": "hooks",
+    "LoadEvent": "hooks",
     "LoadedModelInfo": "loading",
+    "ModelEvent": "hooks",
     "ModelSpec": "spec",
+    "OutOfMemoryEvent": "hooks",
     "Ranked": "ranking",
     "Reranker": "reranker",
+    "UnloadEvent": "hooks",
     "VectorCache": "cache",
+    "add_hook": "loading",
     "check_text": "inputs",
     "check_texts": "inputs",
     "choose_device": "devices",
@@ -73,6 +82,7 @@ _HOME = {
     "locate": "hub",
     "order_scores": "ranking",
     "register_model": "spec",
+    "remove_hook": "loading",
     "stats": "loading",
     "unload_models": "loading",
 }
@@ -83,25 +93,33 @@ __all__ = [
     "DEFAULT_RERANKER",
     "BGEError",
     "BackendError",
+    "BatchEvent",
     "CacheStats",
     "ConfigurationError",
     "DeviceChoice",
     "Embedder",
     "EngineStoppedError",
+    "ErrorEvent",
     "Execution",
+    "Hook",
     "HubUnreachableError",
     "InputError",
     "InputTooLongError",
+    "LoadEvent",
     "LoadedModelInfo",
+    "ModelEvent",
     "ModelNotFoundError",
     "ModelSpec",
     "OutOfMemoryError",
+    "OutOfMemoryEvent",
     "Ranked",
     "Reranker",
     "UnknownArgumentError",
+    "UnloadEvent",
     "UnsafeWeightsError",
     "UnsupportedModelError",
     "VectorCache",
+    "add_hook",
     "check_text",
     "check_texts",
     "choose_device",
@@ -113,6 +131,7 @@ __all__ = [
     "locate",
     "order_scores",
     "register_model",
+    "remove_hook",
     "stats",
     "unload_models",
 ]

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from typer.core import TyperGroup
 import bge_runtime
 
 if TYPE_CHECKING:
+    from bge_runtime.bench import Comparison
     from bge_runtime.search import Hit, SearchResult
 
 __all__ = ["app"]
@@ -183,6 +185,31 @@ def search(
     _print_json({"question": question, "model": embedder.model, "reranking": methods, **_as_values(result)})
 
 
+@app.command(epilog="Example: bge bench --data docs --rounds 3")
+def bench(
+    data: Annotated[
+        Path,
+        typer.Option(help="Your texts: a file with one per line, JSON lines with `text`, or a folder of documents."),
+    ],
+    model: Annotated[str, typer.Option(help="Embedding or reranking model.")] = bge_runtime.DEFAULT_OFFLINE_MODEL,
+    queries: Annotated[
+        Path | None, typer.Option(help="Queries for a reranker, as --data; else the first words of the first text.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each way of running is timed, in turn.")] = 3,
+    limit: Annotated[int, typer.Option(min=1, help="Most texts, picked evenly.")] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """Time your texts on this machine: every backend and precision against plain sentence-transformers."""
+    from bge_runtime.bench import compare, read_queries, read_texts
+
+    texts = read_texts(data, limit)
+    result = compare(model, texts, queries=read_queries(queries, texts), rounds=rounds, show_progress=True)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        _print_comparison(result)
+
+
 def _print_json(value: object) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
@@ -192,6 +219,31 @@ def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in (titles, *rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         typer.echo("  ".join(cells).rstrip())
+
+
+def _print_comparison(result: Comparison) -> None:
+    reranking = result.kind == "reranker"
+    typer.echo(
+        f"{result.model} on {result.device}: {result.texts} {'pairs' if reranking else 'texts'}, "
+        f"{result.tokens} tokens, median of {result.rounds} rounds run in turn"
+    )
+    rows = []
+    for row in result.rows:
+        if row.ratio is None or row.ratio_range is None:
+            continue
+        error = [f"{row.difference:.1e}" if row.difference is not None else "-"]
+        if not reranking:
+            error = ["-" if each is None else f"{each:.6f}" for each in (row.cosine_min, row.cosine_mean)]
+        speeds = [f"{each:.0f}" if each else "-" for each in (row.texts_per_s, row.tokens_per_s)]
+        spread = f"{row.ratio_range[0]:.2f} to {row.ratio_range[1]:.2f}"
+        rows.append([row.name, *speeds, f"{row.ratio:.2f}", spread, *error])
+    error_titles = ["DIFFERENCE"] if reranking else ["COSINE MIN", "MEAN"]
+    unit = "PAIRS/S" if reranking else "TEXTS/S"
+    _print_table(("WAY", unit, "TOKENS/S", "RATIO", "RANGE", *error_titles), rows)
+    typer.echo("ratio: times as fast as sentence-transformers; errors: against the runtime's own float32")
+    for row in result.rows:
+        if row.reason is not None:
+            typer.echo(f"{row.name} does not run: {row.reason}")
 
 
 def _print_hits(hits: Sequence[Hit]) -> None:

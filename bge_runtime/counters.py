@@ -12,14 +12,18 @@ NAMES = (
     "duplicates",  # of them, answered by another one of the same call
     "truncated",  # of them, cut to the maximum length
     "inputs",  # sent through a forward pass
+    "cancelled",  # dropped before it, because their caller went away
     "tokens",
     "padded_tokens",
     "batches",
     "merged_batches",  # of them, shared by several callers
     "out_of_memory_retries",
-    "loads",
+    "errors",  # calls that failed in or before a forward pass
+    "loads",  # copies of weights read
+    "unloads",  # and freed
+    "worker_restarts",  # after a worker died
     "compute_s",
-    "queue_s",
+    "queue_s",  # of each call, until its first input is taken
 )
 
 
@@ -32,13 +36,13 @@ class Counters:
         self._sums: Counter[str] = Counter()
 
     def add(self, **amounts: float) -> None:
-        """Add to sums by name."""
+        """Add to sums by name, all at once."""
         with self._lock:
             for name, amount in amounts.items():
                 self._sums[name] += amount  # type: ignore[assignment]
 
     def snapshot(self) -> dict[str, float]:
-        """Return every sum, and the share of computed tokens that was padding."""
+        """Return every sum of one moment, and the share of computed tokens that was padding."""
         with self._lock:
             values: dict[str, float] = {name: self._sums[name] for name in NAMES}
         padded = values["padded_tokens"]

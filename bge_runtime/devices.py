@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from bge_runtime.errors import ConfigurationError, OutOfMemoryError
 
-__all__ = ["Accelerators", "DeviceChoice", "check_memory", "choose_device", "default_batch_tokens"]
+__all__ = ["Accelerators", "DeviceChoice", "check_memory", "choose_device", "default_batch_tokens", "release_memory"]
 
 PRECISIONS = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}  # bytes of a weight
 _ALIASES = {
@@ -103,6 +104,15 @@ def default_batch_tokens(device: str) -> int:
     Small budgets win on CPUs, where large activations leave the cache; GPUs need large ones to be busy.
     """
     return 4096 if device == "cpu" else 65536
+
+
+def release_memory(device: str) -> None:
+    """Give back what dropped weights have left: objects in reference cycles, and memory that torch keeps for reuse."""
+    gc.collect()
+    if device.startswith(("cuda", "mps")):
+        import torch
+
+        (torch.cuda if device.startswith("cuda") else torch.mps).empty_cache()
 
 
 def check_memory(device: str, needed: int, what: str, *, free: int | None = None) -> None:

@@ -40,6 +40,7 @@ class Embedder(Model):
         query_instruction: str | None = None,
         document_instruction: str | None = None,
         task: str | None = None,
+        legacy: bool = False,
         normalize: bool | None = None,
         truncate_dim: int | None = None,
         max_length: int | None = None,
@@ -71,6 +72,8 @@ class Embedder(Model):
             query_instruction: Text for queries; `""` turns it off, `None` takes the model's own.
             document_instruction: The same for documents; BGE models want none, but for llm-embedder.
             task: Named pair of instructions, for models that have some (llm-embedder).
+            legacy: Whether to read texts as `HuggingFaceBgeEmbeddings` did, for indexes that it filled: an English
+                instruction with "question" instead of "sentence", and newlines as spaces.
             normalize: Whether vectors have length 1; `None` does as the model's authors do.
             truncate_dim: Keep this many leading dimensions, before normalising.
             max_length: Longest input in tokens; `None` takes the model's own.
@@ -100,10 +103,11 @@ class Embedder(Model):
             ModelNotFoundError: The name cannot be a model.
             UnsupportedModelError: The model's kind cannot run.
         """
-        self._given = {
+        self._given: dict[str, Any] = {
             "query_instruction": query_instruction,
             "document_instruction": document_instruction,
             "task": task,
+            "legacy": legacy,
         }
         self._normalize = normalize
         self._cache = check_cache(vector_cache)
@@ -333,6 +337,7 @@ class Embedder(Model):
             self.document_instruction,
             self.source.precision_class,
             self.source.vector_arguments,
+            *(["joined lines"] if self._instructions.joins_lines else []),
             *query_side,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

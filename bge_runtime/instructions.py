@@ -7,10 +7,14 @@ from typing import Literal
 
 from bge_runtime.errors import ConfigurationError
 from bge_runtime.spec import ModelSpec
+from bge_runtime.table import EN
 
 __all__ = ["Instructions", "Role", "resolve_instructions"]
 
 Role = Literal["query", "document"]
+
+# What HuggingFaceBgeEmbeddings and HuggingFaceEmbedding give English models in place of the trained text.
+LEGACY_EN = "Represent this question for searching relevant passages: "
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,14 +25,18 @@ class Instructions:
         query: Instruction for queries; empty means none.
         document: Instruction for documents; empty means none.
         query_format: Template that joins the query instruction and the query.
+        joins_lines: Whether newlines in texts become spaces.
     """
 
     query: str
     document: str
     query_format: str
+    joins_lines: bool = False
 
     def apply(self, text: str, role: Role) -> str:
         """Return `text` as the model is to read it in this role."""
+        if self.joins_lines:
+            text = text.replace("\n", " ")
         if role == "document":
             return self.document + text
         if not self.query:
@@ -44,6 +52,7 @@ def resolve_instructions(
     query_instruction: str | None = None,
     document_instruction: str | None = None,
     task: str | None = None,
+    legacy: bool = False,
 ) -> Instructions:
     """Decide the instructions: the caller's value wins, then the task's, then the model's.
 
@@ -52,6 +61,8 @@ def resolve_instructions(
         query_instruction: Text for queries; `""` turns it off; `None` takes the model's.
         document_instruction: The same for documents.
         task: One of `spec.tasks`.
+        legacy: Whether to read texts as `HuggingFaceBgeEmbeddings` did: "question" in the English instruction, and
+            newlines as spaces.
 
     Raises:
         ConfigurationError: The task does not exist, or an instruction is not a string.
@@ -65,6 +76,8 @@ def resolve_instructions(
                 f"{name}={value!r} is not a string. Pass a text, '' for none, or None for the model's own."
             )
     query, document = spec.query_instruction, spec.document_instruction
+    if legacy and query == EN:
+        query = LEGACY_EN
     if task is not None:
         if task not in spec.tasks:
             allowed = ", ".join(repr(each) for each in spec.tasks) or "none for this model"
@@ -77,4 +90,5 @@ def resolve_instructions(
         query=query if query_instruction is None else query_instruction,
         document=document if document_instruction is None else document_instruction,
         query_format=spec.query_format,
+        joins_lines=legacy,
     )

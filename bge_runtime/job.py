@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,7 +21,11 @@ __all__ = ["Job"]
 
 
 class Job:
-    """The inputs of one call, taken longest first, and the place where their results gather."""
+    """The inputs of one call, taken longest first, and the place where their results gather.
+
+    Several workers may compute inputs of one job at once. `take` and `put_back` are guarded by the engine's lock,
+    `deliver` by the job's own.
+    """
 
     def __init__(
         self,
@@ -40,7 +45,7 @@ class Job:
             batch_tokens: Most padded tokens of one forward pass.
             batch_size: Most inputs of one forward pass.
             bulk: Whether interactive work goes first.
-            on_progress: Called on the worker with the number of inputs just finished.
+            on_progress: Called on a worker with the number of inputs just finished; never by two at once.
         """
         self.future: Future[list[NDArray[np.float32]]] = Future()
         self.sequences = sequences
@@ -50,10 +55,12 @@ class Job:
         self.bulk = bulk
         self.tokens = sum(len(sequence.ids) for sequence in sequences)
         self.queued_at = time.perf_counter()
+        self.started = False
         self._on_progress = on_progress
         self._results: list[Any] = [None] * len(sequences)
         self._waiting = deque(sorted(range(len(sequences)), key=lambda index: -len(sequences[index].ids)))
         self._missing = len(sequences)
+        self._delivering = threading.Lock()
 
     @property
     def waiting(self) -> bool:
@@ -61,9 +68,9 @@ class Job:
         return bool(self._waiting) and not self.future.done()
 
     @property
-    def untouched(self) -> bool:
-        """Whether no result has been delivered yet."""
-        return self._missing == len(self.sequences)
+    def cancelled_inputs(self) -> int:
+        """Inputs that nobody will compute, because their caller went away."""
+        return len(self._waiting) if self.future.cancelled() else 0
 
     def next_length(self) -> int:
         """Return the number of tokens of the next input."""
@@ -71,6 +78,7 @@ class Job:
 
     def take(self) -> int:
         """Return the index of the next input."""
+        self.started = True
         return self._waiting.popleft()
 
     def put_back(self, indices: Sequence[int]) -> None:
@@ -79,14 +87,15 @@ class Job:
 
     def deliver(self, results: Sequence[tuple[int, NDArray[np.float32]]]) -> None:
         """Store results; the last one completes the call."""
-        for index, value in results:
-            self._results[index] = value
-        self._missing -= len(results)
-        if self._on_progress is not None and not self.future.done():
-            self._on_progress(len(results))
-        if not self._missing:
-            with suppress(InvalidStateError):
-                self.future.set_result(self._results)
+        with self._delivering:
+            for index, value in results:
+                self._results[index] = value
+            self._missing -= len(results)
+            if self._on_progress is not None and not self.future.done():
+                self._on_progress(len(results))
+            if not self._missing:
+                with suppress(InvalidStateError):
+                    self.future.set_result(self._results)
 
     def fail(self, error: BaseException) -> None:
         """Give the caller an error."""

@@ -7,28 +7,38 @@ import json
 import logging
 import os
 import threading
+import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from bge_runtime.backends import load_backend
+from bge_runtime.backends import Backend
 from bge_runtime.counters import Counters
-from bge_runtime.devices import PRECISIONS, check_memory
+from bge_runtime.devices import default_batch_tokens
 from bge_runtime.engine import Engine
-from bge_runtime.errors import BackendError, BGEError, ModelNotFoundError
-from bge_runtime.hub import weight_files
+from bge_runtime.execution import Execution
+from bge_runtime.hooks import Hook, Hooks, LoadEvent
+from bge_runtime.reading import check_alike, place_of, read_backend
+from bge_runtime.replica import Replica
+from bge_runtime.source import ModelSource
+from bge_runtime.steps import PreparePool
 
 if TYPE_CHECKING:
-    from bge_runtime.source import ModelSource
     from bge_runtime.tokenizing import Tokenizing
 
-__all__ = ["STORE", "LoadedModel", "LoadedModelInfo", "loaded_models", "stats", "unload_models"]
+__all__ = [
+    "STORE",
+    "LoadedModel",
+    "LoadedModelInfo",
+    "add_hook",
+    "loaded_models",
+    "remove_hook",
+    "stats",
+    "unload_models",
+]
 
 logger = logging.getLogger("bge_runtime")
-
-PREPARE_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,11 +49,11 @@ class LoadedModelInfo:
         name: Model as first asked for.
         folder: Folder that it was read from.
         task: `embed` or `score`.
-        device: Device name.
+        device: Device name; the names of all replicas' devices, separated by commas.
         precision: Number format of the weights.
         backend: Way of executing.
-        parameters: Number of weights.
-        bytes: Size of the weights in memory.
+        parameters: Number of weights of one replica.
+        bytes: Size of the weights in memory, of all replicas.
     """
 
     name: str
@@ -58,24 +68,33 @@ class LoadedModelInfo:
 
 @dataclass(eq=False)
 class LoadedModel:
-    """Weights with their engine, and who holds them."""
+    """Weights with their engine, and who holds them, each with its `keep_alive_s`."""
 
     info: LoadedModelInfo
     tokenizing: Tokenizing
     engine: Engine
-    holders: weakref.WeakSet[object]
+    batch_tokens: int
+    holders: weakref.WeakKeyDictionary[object, float | None]
+
+    def note_keep_alive(self) -> None:
+        """Keep idle weights for as long as the most patient holder wants."""
+        seconds = list(self.holders.values())
+        longest = None if None in seconds or not seconds else max(each or 0 for each in seconds)
+        if longest != self.engine.keep_alive_s:
+            self.engine.keep_alive_s = longest
 
 
 class ModelStore:
-    """Loads each set of weights once.
+    """Loads each set of weights once, and holds what is told about all of them.
 
-    What makes weights different in memory is the key: files, task, device, number format, backend and loading
+    What makes weights different in memory is the key: files, task, devices, number format, backend and loading
     arguments. Instructions, lengths and pooling are not, so embedders that differ in them share a copy.
     """
 
     def __init__(self) -> None:
         """Start empty."""
         self.counters = Counters()
+        self.hooks = Hooks()
         self._models: dict[str, LoadedModel] = {}
         self._reset_locks()
 
@@ -83,18 +102,12 @@ class ModelStore:
         self._lock = threading.Lock()
         # Concurrent loads with different precisions corrupt each other in transformers, so one load at a time.
         self._loading = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-
-    @property
-    def pool(self) -> ThreadPoolExecutor:
-        """Threads that tokenise for callers on an event loop."""
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="bge-prepare")
-            return self._pool
+        self.pool = PreparePool()
 
     def acquire(self, source: ModelSource, task: Literal["embed", "score"], holder: object) -> LoadedModel:
-        """Return the loaded model, loading it when nobody has, and note who holds it.
+        """Return the model, loading it when nobody has, and note who holds it.
+
+        Weights that were freed while idle are read again by the first job.
 
         Raises:
             BGEError: The model cannot be found, run or loaded.
@@ -102,46 +115,51 @@ class ModelStore:
         source.check_supported()
         folder = os.path.realpath(source.folder)  # before torch is imported: a missing model fails at once
         executions = source.executions
-        choice = executions[0]
+        check_alike(executions)
         ways = [[each.backend, each.device, each.precision] for each in executions]
         extras = [source.trust_remote_code, source.model_kwargs, source.processor_kwargs, source.config_kwargs]
         key = json.dumps([folder, task, ways, source.calibration, extras], default=repr, sort_keys=True)
-        found = self._hold(key, holder)
+        found = self._hold(key, source, holder)
         if found is not None:
             return found
         with self._loading:
-            found = self._hold(key, holder)
+            found = self._hold(key, source, holder)
             if found is not None:
                 return found
-            logger.info("Loading %r (%s).", source.name, choice.reason)
-            model = _load(source, task, choice.device, choice.precision, choice.backend, self.counters)
+            logger.info("Loading %r (%s).", source.name, executions[0].reason)
+            model, events = self._load(source, task, executions)
             with self._lock:
                 self._models[key] = model
-                model.holders.add(holder)
-            return model
+                model.holders[holder] = source.keep_alive_s
+                model.note_keep_alive()
+        for event in events:
+            self.hooks.tell(event)
+        return model
 
     def release(self, holder: object) -> None:
         """Forget a holder, and free the weights that nobody else holds."""
         with self._lock:
             mine = [key for key, model in self._models.items() if holder in model.holders]
             for key in mine:
-                self._models[key].holders.discard(holder)
+                del self._models[key].holders[holder]
+                self._models[key].note_keep_alive()
             unused = [self._models.pop(key) for key in mine if not self._models[key].holders]
         for model in unused:
             model.engine.close()
 
     def close(self) -> None:
-        """Free all weights and end all workers."""
+        """Free all weights and end all threads."""
         with self._lock:
             models = list(self._models.values())
             self._models.clear()
         for model in models:
             model.engine.close()
+        self.pool.close()
 
     def infos(self) -> list[LoadedModelInfo]:
         """Return one row per set of weights in memory."""
         with self._lock:
-            return [model.info for model in self._models.values()]
+            return [model.info for model in self._models.values() if model.engine.in_memory]
 
     def after_fork(self) -> None:
         """Give the forked child locks, workers and a pool of its own, over the same weights."""
@@ -149,53 +167,75 @@ class ModelStore:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._reset_locks()
         self.counters = Counters()
+        self.hooks = Hooks(self.hooks.active)
         for model in self._models.values():
-            model.engine = model.engine.renew(self.counters)
+            model.engine = model.engine.renew(self.counters, self.hooks)
 
-    def _hold(self, key: str, holder: object) -> LoadedModel | None:
+    def _hold(self, key: str, source: ModelSource, holder: object) -> LoadedModel | None:
         with self._lock:
             model = self._models.get(key)
             if model is not None:
-                model.holders.add(holder)
+                model.holders[holder] = source.keep_alive_s
+                model.note_keep_alive()
             return model
 
+    def _load(
+        self, source: ModelSource, task: Literal["embed", "score"], executions: list[Execution]
+    ) -> tuple[LoadedModel, list[LoadEvent]]:
+        """Read the weights of every replica; the caller has the loading lock."""
+        first = executions[0]
+        backend, event = self._read(source, task, first)
+        tokenizing, backends, events = backend.tokenizing, [backend], [event]
+        for execution in executions[1:]:
+            backend, event = self._read(source, task, execution, tokenizing)
+            backends.append(backend)
+            events.append(event)
+        replicas = [
+            Replica(each, place_of(source, where), partial(self._load_again, source, task, where, tokenizing))
+            for each, where in zip(backends, executions, strict=True)
+        ]
+        info = LoadedModelInfo(
+            name=source.name,
+            folder=str(source.folder),
+            task=task,
+            device=", ".join(execution.device for execution in executions),
+            precision=first.precision,
+            backend=first.backend,
+            parameters=events[0].parameters,
+            bytes=sum(event.bytes for event in events),
+        )
+        engine = Engine(replicas, source.name, self.counters, self.hooks)
+        holders = weakref.WeakKeyDictionary[object, float | None]()
+        return LoadedModel(info, tokenizing, engine, default_batch_tokens(first.device), holders), events
 
-def _load(
-    source: ModelSource, task: Literal["embed", "score"], device: str, precision: str, backend: str, counters: Counters
-) -> LoadedModel:
-    request = source.request(device, precision, task)
-    check_memory(device, _bytes_needed(source.folder, precision), source.name)
-    try:
-        loaded = load_backend(backend, request)
-    except BGEError:
-        raise
-    except RuntimeError as error:
-        raise BackendError(f"Loading {source.name!r} on {device!r} failed: {error}") from error
-    except Exception as error:  # readers of weights and tokenizers have error classes of their own
-        raise ModelNotFoundError(
-            f"The files of {source.name!r} in {str(source.folder)!r} cannot be loaded "
-            f"({type(error).__name__}: {error}). Fetch them again: bge download {source.name} --force"
-        ) from error
-    counters.add(loads=1)
-    info = LoadedModelInfo(
-        name=source.name,
-        folder=str(source.folder),
-        task=task,
-        device=device,
-        precision=precision,
-        backend=backend,
-        parameters=loaded.parameters,
-        bytes=loaded.bytes,
-    )
-    return LoadedModel(info, loaded.tokenizing, Engine(loaded, source.name, counters), weakref.WeakSet())
+    def _load_again(
+        self, source: ModelSource, task: Literal["embed", "score"], execution: Execution, tokenizing: Tokenizing
+    ) -> Backend:
+        with self._loading:
+            backend, event = self._read(source, task, execution, tokenizing)
+        self.hooks.tell(event)
+        return backend
 
-
-def _bytes_needed(folder: Path, precision: str) -> int:
-    """Return the size of the weights in `precision`, from the size of the files and the format they store."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    size = sum(file.stat().st_size for file in weight_files(folder))
-    return size * PRECISIONS[precision] // PRECISIONS.get(stored, PRECISIONS["float32"])
+    def _read(
+        self,
+        source: ModelSource,
+        task: Literal["embed", "score"],
+        execution: Execution,
+        tokenizing: Tokenizing | None = None,
+    ) -> tuple[Backend, LoadEvent]:
+        """Read the weights of one replica, which shares the tokenizer of an earlier one."""
+        started = time.perf_counter()
+        backend = read_backend(source, task, execution)
+        if tokenizing is not None:
+            backend.tokenizing = tokenizing
+        self.counters.add(loads=1)
+        event = LoadEvent(
+            **place_of(source, execution),
+            seconds=time.perf_counter() - started,
+            parameters=backend.parameters,
+            bytes=backend.bytes,
+        )
+        return backend, event
 
 
 STORE = ModelStore()
@@ -217,3 +257,17 @@ def unload_models() -> None:
 def stats() -> dict[str, float]:
     """Return the sums since the process started: texts, tokens, batches, truncated texts, padding share, ..."""
     return STORE.counters.snapshot()
+
+
+def add_hook(hook: Hook) -> None:
+    """Tell `hook` of every load, batch, error and unload of this process from here on; see `Hook`.
+
+    Raises:
+        ConfigurationError: A method of `Hook` is missing.
+    """
+    STORE.hooks.add(hook)
+
+
+def remove_hook(hook: Hook) -> None:
+    """Tell `hook` no more; nothing happens if it was not added."""
+    STORE.hooks.remove(hook)

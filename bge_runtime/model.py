@@ -7,12 +7,12 @@ import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 from tqdm import tqdm
 
 from bge_runtime.backends import Output
-from bge_runtime.devices import default_batch_tokens
 from bge_runtime.engine import Job
 from bge_runtime.errors import ConfigurationError, InputTooLongError, UnknownArgumentError
 from bge_runtime.execution import Execution, choose_execution
@@ -162,14 +162,17 @@ class Model(ABC):
         show_progress: bool | None,
     ) -> Steps[tuple[list[Any], int]]:
         """Compute one result per item, and count those cut; one window is tokenised while another is computed."""
-        batch_tokens = self._batch_tokens or default_batch_tokens(loaded.info.device)
+        batch_tokens = self._batch_tokens or loaded.batch_tokens
         pending: deque[Job] = deque()
         rows: list[Any] = []
         cut = 0
         with self._progress(len(items), show_progress) as progress:
             try:
                 for start in range(0, len(items), WINDOW):
-                    tokens = tokenize(items[start : start + WINDOW], self.max_length)
+                    while (room := loaded.engine.room(bulk=bulk)) is not None:
+                        yield room
+                    prepare = partial(tokenize, items[start : start + WINDOW], self.max_length)
+                    tokens = (yield prepare) if bulk else prepare()
                     cut += tokens.truncated
                     self._refuse_truncation(cut, len(items))
                     job = Job(

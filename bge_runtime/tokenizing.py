@@ -63,6 +63,10 @@ class Tokenizing:
         self._single = self._template("a")
         self._pair = self._template("a", "a")
 
+    def to_json(self) -> str:
+        """Return what a `tokenizer.json` of this tokenizer holds."""
+        return str(self._tokenizer.to_str())
+
     def texts(self, texts: Sequence[str], max_length: int) -> TokenizedTexts:
         """Tokenise texts with their special tokens, the end cut to `max_length` tokens in all."""
         room = max(max_length - self._single.size, 0)

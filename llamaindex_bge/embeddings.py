@@ -64,6 +64,7 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         "query_instruction": "query_instruction",
         "text_instruction": "document_instruction",
         "task": "task",
+        "legacy": "legacy",
         "normalize": "normalize",
         "truncate_dim": "truncate_dim",
         "vector_cache": "vector_cache",
@@ -91,6 +92,9 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         default=None, description="Text before documents; '' for none, None for the model's own."
     )
     task: str | None = Field(default=None, description="Named pair of instructions, where a model has them.")
+    legacy: bool = Field(
+        default=False, description="Read texts as HuggingFaceBgeEmbeddings did: for indexes that it filled."
+    )
     normalize: bool | None = Field(default=None, description="L2-normalise; None is the model's own.")
     truncate_dim: Count | None = Field(default=None, description="Keep this many leading dimensions.")
     embed_batch_size: int = Field(

@@ -1,20 +1,20 @@
 """A linear layer with its activation or residual, on the fastest kernel that the machine has.
 
 On CPUs `torch.nn.functional.linear` goes through MKL, which takes a slow path on AMD processors; oneDNN with
-weights packed ahead of time does not, and fuses what follows the product. torch offers it under private names, so
-their presence is checked and a test pins their results.
+weights packed ahead of time does not, and fuses the activation. torch offers it under private names, so their
+presence is checked and a test pins their results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch.nn import functional
 
-__all__ = ["Linear", "has_onednn"]
+__all__ = ["Activation", "Linear", "has_onednn", "rounded", "side_by_side"]
 
+Activation = Literal["none", "gelu"]
 PACKING_ROWS = 4096  # rows that the packed layout is tuned for
 
 
@@ -28,32 +28,47 @@ def has_onednn(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and hasattr(ops, "_reorder_linear_weight")
 
 
-class Linear:
-    """y = activation(x W^T + b) or x W^T + b + residual, for x of shape (rows, inputs)."""
+def side_by_side(layers: tuple[torch.nn.Linear, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight and bias of one layer that computes several of the same input."""
+    weight = torch.cat([each.weight.detach() for each in layers])
+    return weight, torch.cat([each.bias.detach() for each in layers])
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Pack the weight [outputs, inputs] when oneDNN can use it."""
-        self._weight = weight.detach().contiguous()
-        self._bias = bias.detach().contiguous()
-        self._packed = weight.device.type == "cpu" and has_onednn(weight.dtype)
+
+class Linear:
+    """y = activation(x W^T + b) + residual, for x of shape (rows, inputs)."""
+
+    def __init__(self, *layers: torch.nn.Linear) -> None:
+        """Take the weights of one layer, or of several side by side; pack them when oneDNN can use that."""
+        self._weight, self._bias = side_by_side(layers)
+        self.parameters = self._weight.numel() + self._bias.numel()
+        self.bytes = self.parameters * self._weight.element_size()
+        self._packed = self._weight.device.type == "cpu" and has_onednn(self._weight.dtype)
         if self._packed:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, PACKING_ROWS)
 
-    @classmethod
-    def of(cls, *layers: torch.nn.Linear) -> Linear:
-        """Return one layer that computes several of the same input, side by side."""
-        return cls(torch.cat([each.weight for each in layers]), torch.cat([each.bias for each in layers]))
-
     def __call__(
-        self, rows: torch.Tensor, activation: Literal["none", "gelu"] = "none", residual: torch.Tensor | None = None
+        self, rows: torch.Tensor, activation: Activation = "none", residual: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Apply the layer to `rows`."""
+        product = self._product(rows, activation)
+        # oneDNN's fused addition repacks the weight on every call.
+        return product if residual is None else product.add_(residual)
+
+    def _product(self, rows: torch.Tensor, activation: Activation) -> torch.Tensor:
         if self._packed:
-            run: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise
-            if residual is not None:
-                return run(rows, residual, self._weight, self._bias, "add")
-            return run(rows, self._weight, self._bias, activation, [], "none" if activation == "gelu" else "")
+            algorithm = "none" if activation == "gelu" else ""
+            packed: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+                rows, self._weight, self._bias, activation, [], algorithm
+            )
+            return packed
         product = functional.linear(rows, self._weight, self._bias)
-        if activation == "gelu":
-            return functional.gelu(product)
-        return product if residual is None else product + residual
+        return functional.gelu(product) if activation == "gelu" else product
+
+
+def rounded(rows: int) -> int:
+    """Return `rows` rounded up to one of 16 numbers per power of two.
+
+    oneDNN builds and keeps a kernel of some megabytes for each number of rows that it meets.
+    """
+    step = max(8, 1 << ((rows - 1).bit_length() - 5)) if rows > 16 else 8
+    return -(-rows // step) * step

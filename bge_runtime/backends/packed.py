@@ -1,13 +1,14 @@
 """BERT and XLM-R encoders without padding, over the weights that sentence-transformers loads.
 
 The tokens of a batch stand in one matrix, so that no arithmetic is spent on padding. Query, key and value are
-one product; attention runs once per group of equal lengths and needs no mask; the last layer is computed only for
-the rows that the pooling reads. On CPUs the products run on oneDNN with weights packed ahead of time.
+one product, and the last layer is computed only for the rows that the pooling reads. On CPUs the products run on
+oneDNN with weights packed ahead of time, in 8 bits if asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,11 @@ import torch
 from torch.nn import functional
 
 from bge_runtime.backends import torch as plain
+from bge_runtime.backends.attention import Layout, choose_attention, on_device
 from bge_runtime.backends.base import Backend, LoadRequest, Output
-from bge_runtime.backends.linear import Linear
+from bge_runtime.backends.linear import Linear, has_onednn
+from bge_runtime.backends.quantized import QuantizedLinear, check_int8
+from bge_runtime.errors import UnsupportedModelError
 from bge_runtime.tokenizing import TokenSequence
 
 if TYPE_CHECKING:
@@ -27,13 +31,27 @@ __all__ = ["PackedBackend", "load", "supports"]
 ARCHITECTURES = ("bert", "xlm-roberta", "roberta")
 POOLINGS = ("cls", "mean", "last")
 
-_Group = tuple[int, int, int]  # first row, number of texts, their length
-
 
 def load(request: LoadRequest) -> Backend:
-    """Load a model folder; an architecture unknown here keeps the plain forward."""
+    """Load a model folder; an architecture unknown here keeps the plain forward, except in int8.
+
+    Raises:
+        ConfigurationError: int8 does not run on this machine.
+        UnsupportedModelError: int8 of an architecture unknown here.
+    """
+    quantized = request.precision == "int8"
+    if quantized:
+        check_int8()
+        request = replace(request, precision="float32")
     loaded = plain.load(request)
-    return PackedBackend(loaded) if supports(loaded) else loaded
+    if supports(loaded):
+        return PackedBackend(loaded, quantized=quantized)
+    if quantized:
+        raise UnsupportedModelError(
+            f"{request.name!r} is of an architecture or activation that backend='packed' does not compute in int8 "
+            f"(it knows {', '.join(ARCHITECTURES)} encoders with GELU). Use precision='bfloat16' or 'float32'."
+        )
+    return loaded
 
 
 def supports(loaded: plain.TorchBackend) -> bool:
@@ -55,21 +73,25 @@ class PackedBackend:
 
     pads = False
 
-    def __init__(self, loaded: plain.TorchBackend) -> None:
-        """Take over the weights; nothing of the module tree is kept but the tables."""
+    def __init__(self, loaded: plain.TorchBackend, *, quantized: bool = False) -> None:
+        """Take over the weights; nothing of the module tree is kept but tables, norms and the head."""
         model: Any = loaded.model
         config = model.config
         encoder = getattr(model, "bert", None) or getattr(model, "roberta", None) or model
         self.tokenizing = loaded.tokenizing
-        self.parameters = loaded.parameters
-        self.bytes = loaded.bytes
         self._own_pooling = loaded.own_pooling
         self._device = encoder.embeddings.word_embeddings.weight.device
         self._embed = _Embeddings(encoder.embeddings, config)
+        build = _Build(config, encoder.dtype, self._device, quantized=quantized)
         *first, last = encoder.encoder.layer
-        self._layers = [_Layer(layer, config) for layer in first]
-        self._last = _LastLayer(last, config)
-        self._head = _head(model, encoder) if type(model).__name__.endswith("Classification") else None
+        self._layers = [_Layer(layer, build) for layer in first]
+        self._last = _LastLayer(last, build)
+        head = _head_layers(model, encoder) if type(model).__name__.endswith("Classification") else ()
+        self._head = head
+        norms = [module for module in encoder.encoder.modules() if isinstance(module, torch.nn.LayerNorm)]
+        kept = [weight for module in (encoder.embeddings, *norms, *head) for weight in module.parameters()]
+        self.parameters = sum(weight.numel() for weight in kept) + sum(each.parameters for each in build.linears)
+        self.bytes = sum(weight.nbytes for weight in kept) + sum(each.bytes for each in build.linears)
 
     def forward(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
         """Run one batch; see `Backend.forward`."""
@@ -82,22 +104,19 @@ class PackedBackend:
         return results
 
     def _run(self, batch: Sequence[TokenSequence], output: str | None) -> Sequence[NDArray[np.float32]]:
-        lengths = [len(sequence.ids) for sequence in batch]
-        groups = _groups(lengths)
-        ends = np.cumsum(lengths)
-        states = self._embed(batch, ends)
+        layout = Layout.of([len(sequence.ids) for sequence in batch], self._device)
+        states = self._embed(batch, layout)
         for layer in self._layers:
-            states = layer(states, groups)
+            states = layer(states, layout)
         if output in ("mean", "tokens"):
-            states = self._last(states, groups).float().cpu()
-            parts = torch.split(states[: ends[-1]], lengths)
+            states = self._last(states, layout).float().cpu()
+            parts = torch.split(states[: layout.ends[-1]], layout.lengths.tolist())
             return [(part if output == "tokens" else part.mean(0)).numpy() for part in parts]
-        rows = np.zeros(_rounded(len(batch)), np.int64)
-        rows[: len(batch)] = ends - 1 if output == "last" else ends - lengths
-        read = torch.from_numpy(rows).to(self._device)
-        states = self._last.read(states, groups, read)[: len(batch)]
-        if output == "score" and self._head is not None:
-            states = plain.one_logit(self._head(states))
+        read = layout.ends - 1 if output == "last" else layout.ends - layout.lengths
+        states = self._last.read(states, layout, on_device(_filled(read, layout.texts), self._device))[: len(batch)]
+        if output == "score" and self._head:
+            dense, last = self._head
+            states = plain.one_logit(last(torch.tanh(dense(states))))
         return list(states.float().cpu().numpy())
 
 
@@ -113,22 +132,20 @@ class _Embeddings:
         self._norm = _Norm(module.LayerNorm, config)
         self._pad_id = None if config.model_type == "bert" else int(config.pad_token_id)
 
-    def __call__(self, batch: Sequence[TokenSequence], ends: NDArray[np.int64]) -> torch.Tensor:
-        lengths = np.diff(ends, prepend=0)
-        ids = np.fromiter((token for sequence in batch for token in sequence.ids), np.int64, ends[-1])
-        starts = np.repeat(ends - lengths, lengths)
+    def __call__(self, batch: Sequence[TokenSequence], layout: Layout) -> torch.Tensor:
+        ids = np.fromiter((token for sequence in batch for token in sequence.ids), np.int64, layout.ends[-1])
+        starts = np.repeat(layout.ends - layout.lengths, layout.lengths)
         positions = np.arange(len(ids)) - starts
         if self._pad_id is not None:
             positions = self._roberta_positions(ids, starts, positions)
-        idle = np.zeros(_rounded(len(ids)) - len(ids), np.int64)
-        ids, positions = np.concatenate([ids, idle]), np.concatenate([positions, idle])
-        device = self._words.device
-        states = functional.embedding(torch.from_numpy(ids).to(device), self._words)
-        states += functional.embedding(torch.from_numpy(positions).to(device), self._positions)
+        columns = [ids, positions]
         if any(sequence.type_ids[-1] for sequence in batch):
-            types = np.fromiter((kind for sequence in batch for kind in sequence.type_ids), np.int64, ends[-1])
-            types = np.concatenate([types, idle])
-            states += functional.embedding(torch.from_numpy(types).to(device), self._types)
+            columns.append(np.fromiter((kind for sequence in batch for kind in sequence.type_ids), np.int64, len(ids)))
+        indices = on_device(np.stack([_filled(column, layout.rows) for column in columns]), self._words.device)
+        states = functional.embedding(indices[0], self._words)
+        states += functional.embedding(indices[1], self._positions)
+        if len(indices) == 3:
+            states += functional.embedding(indices[2], self._types)
         return self._norm(states)
 
     def _roberta_positions(
@@ -152,31 +169,51 @@ class _Norm:
         return functional.layer_norm(states, self._weight.shape, self._weight, self._bias, self._eps)
 
 
+class _Build:
+    """What all layers of a model have in common."""
+
+    def __init__(self, config: Any, dtype: torch.dtype, device: torch.device, *, quantized: bool) -> None:
+        self.config = config
+        # Eight-bit models keep their states in float32; attention runs in bfloat16 where that is faster.
+        self.inner = torch.bfloat16 if quantized and has_onednn(torch.bfloat16) else dtype
+        self.attend = choose_attention(device, self.inner)
+        self.linears: list[Linear | QuantizedLinear] = []
+        self._kind = QuantizedLinear if quantized else Linear
+
+    def linear(self, *modules: torch.nn.Linear) -> Linear | QuantizedLinear:
+        """Return one layer that computes several of the same input, side by side."""
+        self.linears.append(self._kind(*modules))
+        return self.linears[-1]
+
+
 class _Layer:
     """One transformer layer over packed rows."""
 
-    def __init__(self, module: Any, config: Any) -> None:
+    def __init__(self, module: Any, build: _Build) -> None:
         attention, output = module.attention.self, module.attention.output
-        self._heads = config.num_attention_heads
-        self._width = config.hidden_size
-        self._qkv = Linear.of(attention.query, attention.key, attention.value)
-        self._attended = Linear.of(output.dense)
-        self._norm1 = _Norm(output.LayerNorm, config)
-        self._up = Linear.of(module.intermediate.dense)
-        self._down = Linear.of(module.output.dense)
-        self._norm2 = _Norm(module.output.LayerNorm, config)
+        self._shape = (
+            -1,
+            build.config.num_attention_heads,
+            build.config.hidden_size // build.config.num_attention_heads,
+        )
+        self._inner, self._attend = build.inner, build.attend
+        self._project(attention, build)
+        self._attended = build.linear(output.dense)
+        self._norm1 = _Norm(output.LayerNorm, build.config)
+        self._up = build.linear(module.intermediate.dense)
+        self._down = build.linear(module.output.dense)
+        self._norm2 = _Norm(module.output.LayerNorm, build.config)
 
-    def __call__(self, states: torch.Tensor, groups: Sequence[_Group]) -> torch.Tensor:
+    def _project(self, attention: Any, build: _Build) -> None:
+        self._qkv = build.linear(attention.query, attention.key, attention.value)
+
+    def __call__(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return the new states of all rows."""
-        qkv = self._qkv(states)
-        context = torch.zeros_like(states)
-        size = self._width // self._heads
-        for start, count, length in groups:
-            rows = slice(start, start + count * length)
-            query, key, value = qkv[rows].view(count, length, 3, self._heads, size).permute(2, 0, 3, 1, 4)
-            attended = functional.scaled_dot_product_attention(query, key, value)
-            context[rows].view(count, length, self._heads, size).copy_(attended.transpose(1, 2))
-        return self._after_attention(context, states)
+        query, key, value = self._split(self._qkv(states), 3)
+        return self._after_attention(self._attend(query, key, value, layout), states)
+
+    def _split(self, rows: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+        return tuple(part.unflatten(1, self._shape[1:]) for part in rows.to(self._inner).chunk(parts, 1))
 
     def _after_attention(self, context: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         states = self._norm1(self._attended(context, residual=states))
@@ -186,61 +223,33 @@ class _Layer:
 class _LastLayer(_Layer):
     """A layer that can also be computed for one row of each text only."""
 
-    def __init__(self, module: Any, config: Any) -> None:
-        super().__init__(module, config)
-        attention = module.attention.self
-        self._query = Linear.of(attention.query)
-        self._key_value = Linear.of(attention.key, attention.value)
+    def _project(self, attention: Any, build: _Build) -> None:
+        self._query = build.linear(attention.query)
+        self._key_value = build.linear(attention.key, attention.value)
 
-    def read(self, states: torch.Tensor, groups: Sequence[_Group], read: torch.Tensor) -> torch.Tensor:
+    def __call__(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return the new states of all rows."""
+        return self._attention(states, states, layout)
+
+    def read(self, states: torch.Tensor, layout: Layout, read: torch.Tensor) -> torch.Tensor:
         """Return one new state per text: that of the row with this index."""
-        residual = states[read]
-        queries, keys_values = self._query(residual), self._key_value(states)
-        context = torch.zeros_like(residual)
-        size = self._width // self._heads
-        text = 0
-        for start, count, length in groups:
-            rows, texts = slice(start, start + count * length), slice(text, text + count)
-            key, value = keys_values[rows].view(count, length, 2, self._heads, size).permute(2, 0, 3, 1, 4)
-            query = queries[texts].view(count, self._heads, 1, size)
-            attended = functional.scaled_dot_product_attention(query, key, value)
-            context[texts] = attended.reshape(count, self._width)
-            text += count
-        return self._after_attention(context, residual)
+        return self._attention(states[read], states, layout, one_query=True)
+
+    def _attention(
+        self, asking: torch.Tensor, states: torch.Tensor, layout: Layout, *, one_query: bool = False
+    ) -> torch.Tensor:
+        (query,) = self._split(self._query(asking), 1)
+        key, value = self._split(self._key_value(states), 2)
+        return self._after_attention(self._attend(query, key, value, layout, one_query=one_query), asking)
 
 
-def _rounded(rows: int) -> int:
-    """Return `rows` rounded up to one of 16 numbers per power of two.
-
-    oneDNN builds and keeps a kernel of some megabytes for each number of rows that it meets.
-    """
-    step = max(8, 1 << ((rows - 1).bit_length() - 5)) if rows > 16 else 8
-    return -(-rows // step) * step
+def _filled(column: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
+    """Return the column with zeros for the idle rows behind it."""
+    return np.concatenate([column, np.zeros(rows - len(column), np.int64)])
 
 
-def _groups(lengths: Sequence[int]) -> list[_Group]:
-    """Return a group for each run of equal lengths."""
-    groups: list[_Group] = []
-    start = 0
-    for length in lengths:
-        if groups and groups[-1][2] == length:
-            first, count, _ = groups[-1]
-            groups[-1] = (first, count + 1, length)
-        else:
-            groups.append((start, 1, length))
-        start += length
-    return groups
-
-
-def _head(model: Any, encoder: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the classifier over first-token rows: BERT's pooler and linear layer, or XLM-R's two layers."""
+def _head_layers(model: Any, encoder: Any) -> tuple[torch.nn.Linear, torch.nn.Linear]:
+    """Return the two layers over first-token rows: XLM-R's classifier, or BERT's pooler and classifier."""
     if hasattr(model.classifier, "out_proj"):
-        dense, last = model.classifier.dense, model.classifier.out_proj
-    else:
-        dense, last = encoder.pooler.dense, model.classifier
-
-    def head(rows: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = last(torch.tanh(dense(rows)))
-        return scores
-
-    return head
+        return model.classifier.dense, model.classifier.out_proj
+    return encoder.pooler.dense, model.classifier

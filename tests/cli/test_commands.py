@@ -16,7 +16,7 @@ import bge_runtime
 from tests.checkpoints import BY_NAME, write_checkpoint
 from tests.runtime.hub_server import HubServer
 
-COMMANDS = ("models", "doctor", "download", "search")
+COMMANDS = ("models", "doctor", "download", "search", "bench")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

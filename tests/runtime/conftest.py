@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from bge_runtime.counters import Counters
 from bge_runtime.engine import Engine
-from tests.runtime.fakes import FakeBackend
+from tests.runtime.fakes import FakeBackend, engine_over
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def fake_backend() -> FakeBackend:
 @pytest.fixture
 def engine(fake_backend: FakeBackend) -> Iterator[Engine]:
     """An engine over `fake_backend`, closed after the test."""
-    engine = Engine(fake_backend, "fake", Counters())
+    engine = engine_over(fake_backend)
     yield engine
     fake_backend.gate.set()
     engine.close()

@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bge_runtime.counters import Counters
 from bge_runtime.engine import Engine, Job
+from bge_runtime.hooks import Hooks, Place
+from bge_runtime.replica import Replica
 from bge_runtime.tokenizing import TokenSequence
 
-__all__ = ["TIMEOUT_S", "FakeBackend", "hold", "job_of", "values"]
+__all__ = ["TIMEOUT_S", "FakeBackend", "engine_over", "hold", "job_of", "values"]
 
 TIMEOUT_S = 10
 
@@ -22,6 +25,8 @@ class FakeBackend:
     """
 
     pads = True
+    parameters = 1
+    bytes = 4
 
     def __init__(self, fault: Callable[[Sequence[TokenSequence]], object] | None = None) -> None:
         self.pads = True
@@ -38,6 +43,18 @@ class FakeBackend:
         if self.fault is not None:
             self.fault(batch)
         return [np.float32([sequence.ids[0]]) for sequence in batch]
+
+
+def engine_over(
+    *backends: FakeBackend,
+    load: Callable[[], FakeBackend] | None = None,
+    counters: Counters | None = None,
+    hooks: Hooks | None = None,
+) -> Engine:
+    """An engine with a replica over each backend."""
+    places = [Place(model="fake", backend="fake", device=f"fake:{at}", precision="float32") for at in range(9)]
+    replicas = [Replica(backend, place, load) for backend, place in zip(backends, places, strict=False)]
+    return Engine(replicas, "fake", counters, hooks)
 
 
 def job_of(*ids: int, length: int = 1, **options: object) -> Job:

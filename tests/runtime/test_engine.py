@@ -10,9 +10,9 @@ import pytest
 
 from bge_runtime import EngineStoppedError
 from bge_runtime.counters import Counters
-from bge_runtime.engine import Engine, Job
+from bge_runtime.engine import Job
 from bge_runtime.tokenizing import TokenSequence
-from tests.runtime.fakes import TIMEOUT_S, FakeBackend, hold, job_of, values
+from tests.runtime.fakes import TIMEOUT_S, FakeBackend, engine_over, hold, job_of, values
 
 
 def _job(lengths):
@@ -139,17 +139,35 @@ def test_progress_reports_every_input_once(engine):
 
 
 def test_a_full_queue_makes_callers_wait_and_loses_nothing(engine, fake_backend, monkeypatch):
-    monkeypatch.setattr("bge_runtime.engine.MAX_QUEUED_TOKENS", 150)
+    monkeypatch.setattr("bge_runtime.batching.MAX_QUEUED_TOKENS", 150)
     hold(engine, fake_backend)
     first, second = engine.submit(job_of(1, length=100)), engine.submit(job_of(2, length=100))
-    third = job_of(3, length=100)
-    caller = threading.Thread(target=engine.submit, args=[third])
-    caller.start()
-    caller.join(0.1)
-    assert caller.is_alive()
+    room = engine.room(bulk=False)
+    assert room is not None
+    assert not room.done()
     fake_backend.gate.set()
-    assert [values(job) for job in (first, second, third)] == [[1], [2], [3]]
-    caller.join(TIMEOUT_S)
+    assert [values(job) for job in (first, second)] == [[1], [2]]
+    room.result(TIMEOUT_S)
+    assert engine.room(bulk=False) is None
+
+
+def test_a_full_bulk_queue_keeps_no_query_waiting(engine, fake_backend, monkeypatch):
+    monkeypatch.setattr("bge_runtime.batching.MAX_QUEUED_TOKENS", 50)
+    hold(engine, fake_backend)
+    engine.submit(job_of(1, length=100, bulk=True))
+    assert engine.room(bulk=True) is not None
+    assert engine.room(bulk=False) is None
+
+
+def test_closing_wakes_those_who_wait_for_room(engine, fake_backend, monkeypatch):
+    monkeypatch.setattr("bge_runtime.batching.MAX_QUEUED_TOKENS", 50)
+    hold(engine, fake_backend)
+    engine.submit(job_of(1, length=100))
+    room = engine.room(bulk=False)
+    assert room is not None
+    fake_backend.gate.set()
+    engine.close()
+    room.result(TIMEOUT_S)
 
 
 def test_closing_fails_what_is_pending_and_refuses_what_comes_later(engine, fake_backend):
@@ -168,7 +186,7 @@ def test_closing_fails_what_is_pending_and_refuses_what_comes_later(engine, fake
 
 def test_a_closed_engine_lets_go_of_the_weights():
     weights = FakeBackend()
-    engine = Engine(weights, "fake", Counters())
+    engine = engine_over(weights)
     values(engine.submit(job_of(1)))
     reference = weakref.ref(weights)
     engine.close()
@@ -189,7 +207,7 @@ def test_an_idle_worker_keeps_no_results_alive(engine):
 
 def test_counters_tell_inputs_batches_tokens_and_padding(fake_backend):
     counters = Counters()
-    engine = Engine(fake_backend, "fake", counters)
+    engine = engine_over(fake_backend, counters=counters)
     sequences = [TokenSequence([1] * length, [0] * length) for length in (10, 5)]
     engine.submit(Job(sequences, "cls", batch_tokens=100)).future.result(TIMEOUT_S)
     engine.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -147,8 +148,8 @@ def test_names_in_any_letter_case_share_the_weights(hub_cache, fresh_store):
 
 
 def test_each_number_format_is_a_copy_of_its_own(hub_cache, fresh_store):
-    bge_runtime.Embedder(precision="float32").warm_up()
-    bge_runtime.Embedder(precision="bfloat16").warm_up()
+    bge_runtime.Embedder(precision="float32", backend="packed").warm_up()
+    bge_runtime.Embedder(precision="bfloat16", backend="packed").warm_up()
     rows = {row.precision: row.bytes for row in bge_runtime.loaded_models()}
     assert rows["float32"] == 2 * rows["bfloat16"]
 
@@ -172,8 +173,9 @@ def test_concurrent_loads_of_different_number_formats_do_not_corrupt_each_other(
     vector = references.vector(folder, TEXT, max_length=512)
     logit = references.pair_logit(ranked, "panda", TEXT, max_length=512)
     formats = ["float32", "bfloat16"] * 2
-    embed = [lambda dtype=dtype: bge_runtime.Embedder(precision=dtype).encode_documents([TEXT])[0] for dtype in formats]
-    score = [lambda dtype=dtype: bge_runtime.Reranker(precision=dtype).score("panda", [TEXT]) for dtype in formats]
+    options = [{"precision": each, "backend": "packed"} for each in formats]
+    embed = [lambda each=each: bge_runtime.Embedder(**each).encode_documents([TEXT])[0] for each in options]
+    score = [lambda each=each: bge_runtime.Reranker(**each).score("panda", [TEXT]) for each in options]
     results = in_threads([*embed, *score])
     for found, dtype in zip(results[:4], formats, strict=True):
         np.testing.assert_allclose(found, vector, atol=1e-5 if dtype == "float32" else 0.02)
@@ -220,7 +222,7 @@ def test_unloading_frees_memory_even_while_embedders_live(hub_cache, fresh_store
 
     embedder = bge_runtime.Embedder(backend=backend).warm_up()
     (loaded,) = STORE._models.values()
-    reference = weakref.ref(loaded.engine._backend)
+    reference = weakref.ref(loaded.engine.replicas[0].backend)
     del loaded
     bge_runtime.unload_models()
     gc.collect()
@@ -258,9 +260,94 @@ def test_weights_too_large_for_memory_are_refused_with_both_figures(hub_cache, f
         bge_runtime.Embedder().encode_queries([TEXT])
 
 
+def test_replicas_share_a_queue_and_give_the_same_vectors(hub_cache, fresh_store):
+    texts = [f"{TEXT} {number}" for number in range(300)]
+    expected = bge_runtime.Embedder().encode_documents(texts)
+    single = bge_runtime.loaded_models()[0]
+    bge_runtime.unload_models()
+    embedder = bge_runtime.Embedder(devices=["cpu", "cpu"], batch_tokens=512)
+    np.testing.assert_allclose(embedder.encode_documents(texts), expected, atol=1e-5)
+    (row,) = bge_runtime.loaded_models()
+    assert (row.device, row.parameters, row.bytes) == ("cpu, cpu", single.parameters, 2 * single.bytes)
+    assert len(_workers()) == 2
+
+
+def test_replicas_that_would_run_differently_are_refused():
+    from bge_runtime.execution import Execution
+    from bge_runtime.reading import check_alike
+
+    gpu = Execution(backend="torch", device="cuda:0", precision="float16", reason="")
+    cpu = Execution(backend="packed", device="cpu", precision="float32", reason="")
+    check_alike([gpu, gpu])
+    with pytest.raises(bge_runtime.ConfigurationError, match=r"cuda:0 \(torch, float16\), cpu \(packed, float32\)"):
+        check_alike([gpu, cpu])
+
+
+@pytest.mark.parametrize("backend", ["packed", "torch"])
+def test_idle_weights_leave_memory_and_come_back_with_the_next_call(hub_cache, fresh_store, backend, monkeypatch):
+    from bge_runtime import reading
+
+    loaded, load = weakref.WeakSet(), reading.load_backend
+
+    def watched(*arguments):
+        found = load(*arguments)
+        loaded.add(found)
+        return found
+
+    monkeypatch.setattr(reading, "load_backend", watched)
+    embedder = bge_runtime.Embedder(keep_alive_s=0.05, backend=backend)
+    before = bge_runtime.stats()
+    expected = embedder.encode_queries([TEXT])
+    _until(lambda: not bge_runtime.loaded_models())
+    _until(lambda: not _workers())
+    assert len(loaded) == 0
+    np.testing.assert_allclose(embedder.encode_queries([TEXT]), expected, atol=1e-6)
+    after = bge_runtime.stats()
+    assert (after["loads"] - before["loads"], after["unloads"] - before["unloads"] >= 1) == (2, True)
+
+
+def test_weights_that_are_never_used_leave_memory_too(hub_cache, fresh_store):
+    bge_runtime.Embedder(keep_alive_s=0.05).warm_up()
+    _until(lambda: not bge_runtime.loaded_models())
+
+
+def test_the_most_patient_holder_decides_how_long_idle_weights_stay(hub_cache, fresh_store):
+    from bge_runtime.loading import STORE
+
+    hasty, patient, forever = (bge_runtime.Embedder(keep_alive_s=each).warm_up() for each in (5, 60, None))
+    (loaded,) = STORE._models.values()
+    assert loaded.engine.keep_alive_s is None
+    forever.close()
+    assert loaded.engine.keep_alive_s == 60
+    patient.close()
+    assert loaded.engine.keep_alive_s == 5
+    hasty.close()
+
+
+def test_a_reload_that_fails_gives_the_callers_the_error_of_loading(tmp_path, fresh_store):
+    folder = write_checkpoint(tmp_path, SMALL)
+    embedder = bge_runtime.Embedder(folder, keep_alive_s=0.05)
+    expected = embedder.encode_queries([TEXT])
+    weights = (folder / "model.safetensors").read_bytes()
+    _until(lambda: not bge_runtime.loaded_models())
+    (folder / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(bge_runtime.ModelNotFoundError, match="cannot be loaded"):
+        embedder.encode_queries([TEXT])
+    (folder / "model.safetensors").write_bytes(weights)
+    np.testing.assert_allclose(embedder.encode_queries([TEXT]), expected, atol=1e-6)
+
+
 def test_a_reranker_is_no_embedder(hub_cache):
     with pytest.raises(bge_runtime.ConfigurationError, match="Reranker"):
         bge_runtime.Embedder("BAAI/bge-reranker-base")
+
+
+def _until(condition):
+    """Wait for what the workers do."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never happens"
+        time.sleep(0.01)
 
 
 def _workers():

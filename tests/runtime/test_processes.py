@@ -97,8 +97,13 @@ def run_script(tmp_path, source, **environment):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize(
     ("options", "environment"),
-    [("", {}), ("backend='torch'", {}), ("", {"TOKENIZERS_PARALLELISM": "true"})],
-    ids=["packed", "torch", "parallel tokenizing"],
+    [
+        ("", {}),
+        ("backend='torch'", {}),
+        ("", {"TOKENIZERS_PARALLELISM": "true"}),
+        ("devices=['cpu', 'cpu'], keep_alive_s=60", {}),
+    ],
+    ids=["packed", "torch", "parallel tokenizing", "replicas"],
 )
 def test_a_forked_child_computes_the_same_vectors_while_the_parent_is_busy(hub_cache, tmp_path, options, environment):
     run_script(tmp_path, FORK.replace("{options}", options), **environment)

@@ -19,6 +19,10 @@ __all__ = ["Batch", "JobQueue"]
 MAX_QUEUED_TOKENS = 1_000_000
 # A steady stream of queries must not starve an ingestion.
 INTERACTIVE_BATCHES_IN_A_ROW = 16
+# Where queries come, an ingestion works in small bites, so that the next query waits for a short batch only: this
+# share of the usual tokens, until so many seconds have passed without a query.
+BITE_SHARE = 16
+BITES_AFTER_QUERY_S = 5.0
 
 
 class Batch:
@@ -93,6 +97,7 @@ class JobQueue:
         self._interactive, self._bulk = _Lane(), _Lane()
         self._in_a_row = 0
         self._cancelled = 0
+        self._interactive_at = -BITES_AFTER_QUERY_S
 
     def __len__(self) -> int:
         """Return the number of jobs."""
@@ -100,6 +105,8 @@ class JobQueue:
 
     def add(self, job: Job) -> None:
         """Take in a job, whatever is queued already."""
+        if not job.bulk:
+            self._interactive_at = time.monotonic()
         self._lane(job.bulk).append(job)
 
     def add_again(self, job: Job) -> None:
@@ -107,6 +114,10 @@ class JobQueue:
         lane = self._lane(job.bulk)
         if job not in lane.jobs:
             lane.appendleft(job)
+
+    def full(self, bulk: bool) -> bool:
+        """Whether callers with more of this priority are to wait."""
+        return self._lane(bulk).full
 
     def room(self, bulk: bool) -> Future[None] | None:
         """Return `None` if there is room for more of this priority, else what resolves when there may be."""
@@ -142,7 +153,8 @@ class JobQueue:
             A batch, or `None` if all that stood before it turned out to be finished or cancelled.
         """
         lane = self._next_lane()
-        filling = _Filling(pads, most_tokens)
+        bites = lane is self._bulk and time.monotonic() - self._interactive_at < BITES_AFTER_QUERY_S
+        filling = _Filling(pads, most_tokens, BITE_SHARE if bites else 1)
         passed: list[Job] = []
         while lane.jobs:
             job = lane.popleft()
@@ -181,12 +193,13 @@ class JobQueue:
 class _Filling:
     """A batch that grows until the next input would not fit."""
 
-    def __init__(self, pads: bool, most_tokens: int | None) -> None:
+    def __init__(self, pads: bool, most_tokens: int | None, share: int) -> None:
         self.head: Job | None = None
         self.items: list[tuple[Job, int]] = []
         self.queue_s: list[float] = []
         self._pads = pads
         self._most_tokens = most_tokens
+        self._share = share
         self._longest = self._total = 0
 
     def fits_kind(self, job: Job) -> bool:
@@ -209,5 +222,6 @@ class _Filling:
         count = len(self.items) + 1
         length = job.next_length()
         cost = count * max(self._longest, length) if self._pads else self._total + length
-        budget = min(self.head.batch_tokens, self._most_tokens or self.head.batch_tokens)
+        wanted = self.head.batch_tokens // self._share
+        budget = min(wanted, self._most_tokens or wanted)
         return cost <= budget and (job.batch_size is None or count <= job.batch_size)

@@ -84,6 +84,11 @@ class Engine:
         with self._changed:
             return None if self._closed else self._queue.room(bulk)
 
+    def full(self, *, bulk: bool) -> bool:
+        """Whether the queue has no room for more work."""
+        with self._changed:
+            return not self._closed and self._queue.full(bulk)
+
     def submit(self, job: Job) -> Job:
         """Queue a job. Never blocks; see `room`.
 

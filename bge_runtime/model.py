@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from tqdm import tqdm
 
 from bge_runtime.backends import Output
-from bge_runtime.engine import Job
+from bge_runtime.engine import Engine, Job
 from bge_runtime.errors import ConfigurationError, InputTooLongError, UnknownArgumentError
 from bge_runtime.execution import Execution, choose_execution
 from bge_runtime.inputs import check_count
@@ -169,10 +169,8 @@ class Model(ABC):
         with self._progress(len(items), show_progress) as progress:
             try:
                 for start in range(0, len(items), WINDOW):
-                    while (room := loaded.engine.room(bulk=bulk)) is not None:
-                        yield room
-                    prepare = partial(tokenize, items[start : start + WINDOW], self.max_length)
-                    tokens = (yield prepare) if bulk else prepare()
+                    window = items[start : start + WINDOW]
+                    tokens = yield from self._tokens(loaded.engine, partial(tokenize, window, self.max_length), bulk)
                     cut += tokens.truncated
                     self._refuse_truncation(cut, len(items))
                     job = Job(
@@ -194,6 +192,20 @@ class Model(ABC):
                 for job in pending:
                     job.future.cancel()
         return rows, cut
+
+    def _tokens(self, engine: Engine, tokenize: Callable[[], TokenizedTexts], bulk: bool) -> Steps[TokenizedTexts]:
+        """Tokenise when the queue has room for the result."""
+
+        def prepare() -> TokenizedTexts | None:
+            # Others may have filled the queue while this waited for a thread.
+            return None if engine.full(bulk=bulk) else tokenize()
+
+        while True:
+            while (room := engine.room(bulk=bulk)) is not None:
+                yield room
+            tokens = (yield prepare) if bulk else prepare()
+            if tokens is not None:
+                return tokens
 
     def _refuse_truncation(self, cut: int, asked: int) -> None:
         if cut and self._truncation == "error":

@@ -9,10 +9,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DamagedEntryError", "cache_folder", "read_entry", "write_entry"]
+__all__ = ["DamagedEntryError", "cache_folder", "drop_entry", "read_entry", "write_entry"]
 
 MANIFEST = "export.json"
 ABANDONED_AFTER_S = 24 * 3600.0
@@ -77,14 +78,22 @@ def _put(made: Path, folder: Path) -> None:
         if read_entry(folder) is not None:
             return
     except DamagedEntryError:
-        aside = made.with_name(f"{made.name}-damaged")
-        folder.replace(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        drop_entry(folder)
     try:
         made.replace(folder)
     except OSError:
         if not folder.is_dir():  # else another process was first, in this instant
             raise
+
+
+def drop_entry(folder: Path) -> None:
+    """Remove a folder, in one step as seen by others; one that is gone or cannot be removed stays as it is."""
+    with suppress(OSError):
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            folder.replace(aside)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _drop_abandoned(parent: Path) -> None:

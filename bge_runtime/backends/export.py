@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from bge_runtime import hub
 from bge_runtime.backends.base import Backend, LoadRequest
-from bge_runtime.backends.cache import DamagedEntryError, cache_folder, read_entry, write_entry
+from bge_runtime.backends.cache import DamagedEntryError, cache_folder, drop_entry, read_entry, write_entry
 from bge_runtime.backends.calibration import calibration_digest
 from bge_runtime.backends.exported import ExportedBackend, Facts, Session
 from bge_runtime.backends.probes import Probe, check
@@ -83,6 +83,7 @@ def load_exported(request: LoadRequest, runtime: Runtime) -> Backend:
         if isinstance(error, OutOfMemoryError):
             raise
         logger.warning("The export of %r in %s cannot be used (%s); making it again.", request.name, entry, error)
+        drop_entry(entry)
     return _export(request, runtime, entry)
 
 

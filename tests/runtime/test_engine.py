@@ -9,6 +9,7 @@ import weakref
 import pytest
 
 from bge_runtime import EngineStoppedError
+from bge_runtime.batching import JobQueue
 from bge_runtime.counters import Counters
 from bge_runtime.engine import Job
 from bge_runtime.tokenizing import TokenSequence
@@ -237,3 +238,15 @@ def test_many_threads_get_their_own_results(engine):
 def test_an_empty_job_is_done_at_once(engine, fake_backend):
     assert engine.submit(job_of()).future.result(TIMEOUT_S) == []
     assert fake_backend.batches == []
+
+
+def test_while_queries_come_an_ingestion_works_in_small_bites(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("bge_runtime.batching.time.monotonic", lambda: now[0])
+    queue = JobQueue()
+    queue.add(job_of(*range(100), batch_tokens=32, bulk=True))
+    assert len(queue.take_batch(pads=False, most_tokens=None)) == 32
+    queue.add(job_of(1, batch_tokens=32))
+    assert [len(queue.take_batch(pads=False, most_tokens=None)) for _ in range(2)] == [1, 2]
+    now[0] += 5.0
+    assert len(queue.take_batch(pads=False, most_tokens=None)) == 32

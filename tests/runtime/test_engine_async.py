@@ -46,10 +46,13 @@ async def test_ingestions_that_wait_for_room_keep_no_query_waiting(embedder, wor
     monkeypatch.setattr("bge_runtime.batching.MAX_QUEUED_TOKENS", 100)
     monkeypatch.setattr("bge_runtime.model.WINDOW", 10)
     ingestions = [asyncio.create_task(embedder.aencode_documents(LONG)) for _ in range(4 * PREPARE_THREADS)]
-    assert await asyncio.to_thread(worker.started.wait, TIMEOUT_S)
-    query = asyncio.create_task(embedder.aencode_queries(["dog"]))
-    await _prepared(STORE.pool)
     (model,) = STORE._models.values()
+    while len(model.engine._queue._bulk.outside) < PREPARE_THREADS:
+        await asyncio.sleep(0.01)
+    query = asyncio.create_task(embedder.aencode_queries(["dog"]))
+    await asyncio.wait_for(_prepared(STORE.pool), TIMEOUT_S)
+    queued = sum(len(job.sequences) for job in model.engine._queue._bulk.jobs)
+    assert queued <= 100, "ingestions that were let in one after the other stop when the queue is full"
     assert len(model.engine._queue._interactive.jobs) == 1
     worker.go_on.set()
     done, _ = await asyncio.wait([query, *ingestions], return_when=asyncio.FIRST_COMPLETED, timeout=TIMEOUT_S)

@@ -95,7 +95,7 @@ def cosines(first, second):
 @pytest.mark.parametrize("model", ["bert", "xlmr"])
 def test_float32_vectors_equal_the_models_own(loaded, name, model, output):
     batch = sequences(pairs=model == "bert")
-    # One at a time: the reference then has no padding either.
+    # The reference one at a time, so that it has no padding either.
     expected = [loaded(model, "torch").forward([each], output)[0] for each in batch]
     for row, other in zip(loaded(model, name).forward(batch, output), expected, strict=True):
         assert row.dtype == np.float32
@@ -117,12 +117,12 @@ def test_two_labels_become_the_log_odds_of_the_second(name, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["cls", "mean"])
-@pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_a_vector_does_not_depend_on_its_batch_mates(loaded, name, precision, output):
+@pytest.mark.parametrize(("precision", "least"), [("float32", 1 - 1e-5), ("int8", 0.995)])
+def test_a_vector_depends_on_its_batch_mates_by_the_stated_error_at_most(loaded, name, precision, least, output):
     backend = loaded("minilm", name, precision)
     batch = backend.tokenizing.texts(scifact_texts(), 256).sequences
     alone = [backend.forward([sequence], output)[0] for sequence in batch[::6]]
-    assert cosines(alone, backend.forward(batch, output)[::6]).min() >= 1 - 1e-5
+    assert cosines(alone, backend.forward(batch, output)[::6]).min() >= least
 
 
 @pytest.mark.parametrize(("precision", "least", "least_mean"), [("bfloat16", 0.9999, 0.9999), ("int8", 0.995, 0.997)])
@@ -145,7 +145,7 @@ def test_int8_scores_stay_near_the_models_own(loaded, name):
 
 def test_the_users_texts_calibrate_int8(loaded, name, minilm, tmp_path):
     texts = tmp_path / "texts.txt"
-    texts.write_text("\n\n".join(scifact_texts()), encoding="utf-8")
+    texts.write_text("\n\n".join(scifact_texts()[:40]), encoding="utf-8")
     own = load_backend(name, request_of(minilm, precision="int8", calibration=texts))
     batch = own.tokenizing.texts(["How do I reset my password?"], 256).sequences
     assert not np.array_equal(own.forward(batch, "mean")[0], loaded("minilm", name, "int8").forward(batch, "mean")[0])

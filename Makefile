@@ -17,7 +17,7 @@ RESUME ?=
 .PHONY: help setup demo test check docs extras migration-check published bench tables
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: $(STAMP) ## Build .venv with everything that the other targets need
 

@@ -15,12 +15,13 @@ from torch.nn import functional
 
 from bge_runtime.backends.linear import has_onednn, rounded
 
-__all__ = ["Attention", "Layout", "by_group", "choose_attention", "by_boundaries"]
+__all__ = ["Attention", "Layout", "by_boundaries", "by_group", "choose_attention", "find_varlen", "on_device"]
 
 # Where a function that computes texts of any lengths in one call may be found.
 VARLEN_FUNCTIONS = (("torch.nn.attention.varlen", "varlen_attn"), ("flash_attn", "flash_attn_varlen_func"))
-SCORES_AT_ONCE = 1 << 21  # more of them leave the cache
-LONGEST_BY_PRODUCTS = 1024  # beyond it the scores of one text leave the cache
+SCORES_AT_ONCE = 1 << 20  # more of them leave the cache
+LANES = 16
+LONGEST_BY_PRODUCTS = 1024  # beyond it torch's fused attention is the faster one
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -145,9 +146,9 @@ def by_group(kernel: Kernel) -> Attention:
     ) -> torch.Tensor:
         context = torch.zeros_like(query, memory_format=torch.contiguous_format)
         for rows, texts in layout.groups:
-            asked = texts if one_query else rows
+            count, asked = texts.stop - texts.start, texts if one_query else rows
             parts = (query[asked], key[rows], value[rows])
-            parts_by_text = (part.unflatten(0, (texts.stop - texts.start, -1)).transpose(1, 2) for part in parts)
+            parts_by_text = (part.view(count, -1, *part.shape[1:]).transpose(1, 2) for part in parts)
             attended = kernel(*parts_by_text).transpose(1, 2)
             context[asked].view(attended.shape).copy_(attended)
         return context.flatten(1)
@@ -156,16 +157,20 @@ def by_group(kernel: Kernel) -> Attention:
 
 
 def _by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Two batched matrix products and a softmax, some texts at a time."""
-    length = key.shape[2]
+    """Two batched matrix products in bfloat16 around a softmax in float32, some heads at a time."""
+    length, size = key.shape[2:]
     if length > LONGEST_BY_PRODUCTS:
         return functional.scaled_dot_product_attention(query, key, value)
-    texts, heads, asked, size = query.shape
-    step = max(SCORES_AT_ONCE // (heads * asked * length), 1)
-    start = query.new_zeros(())
-    parts = []
-    for first in range(0, texts, step):
-        left, right, values = (each[first : first + step].flatten(0, 1) for each in (query, key, value))
-        scores = torch.baddbmm(start, left, right.transpose(1, 2), beta=0, alpha=size**-0.5)
-        parts.append(torch.bmm(scores.softmax(-1), values))
-    return torch.cat(parts).view(texts, heads, asked, size)
+    # The softmax is several times slower where a row of scores does not fill vector registers.
+    idle = -length % LANES
+    mask = functional.pad(query.new_zeros(length), (0, idle), value=float("-inf"))
+    queries = query.flatten(0, 1)
+    keys, values = (functional.pad(each, (0, 0, 0, idle)).flatten(0, 1) for each in (key, value))
+    context = torch.empty_like(queries)
+    step = max(SCORES_AT_ONCE // (query.shape[2] * (length + idle)), 1)
+    for first in range(0, len(queries), step):
+        some = slice(first, first + step)
+        scores = torch.baddbmm(mask, queries[some], keys[some].transpose(1, 2), alpha=size**-0.5).float()
+        torch.softmax(scores, -1, out=scores)
+        torch.bmm(scores.to(query.dtype), values[some], out=context[some])
+    return context.view(query.shape)

@@ -191,11 +191,8 @@ class _Layer:
 
     def __init__(self, module: Any, build: _Build) -> None:
         attention, output = module.attention.self, module.attention.output
-        self._shape = (
-            -1,
-            build.config.num_attention_heads,
-            build.config.hidden_size // build.config.num_attention_heads,
-        )
+        heads = build.config.num_attention_heads
+        self._shape = (heads, build.config.hidden_size // heads)
         self._inner, self._attend = build.inner, build.attend
         self._project(attention, build)
         self._attended = build.linear(output.dense)
@@ -213,7 +210,7 @@ class _Layer:
         return self._after_attention(self._attend(query, key, value, layout), states)
 
     def _split(self, rows: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
-        return tuple(part.unflatten(1, self._shape[1:]) for part in rows.to(self._inner).chunk(parts, 1))
+        return tuple(part.view(len(part), *self._shape) for part in rows.to(self._inner).chunk(parts, 1))
 
     def _after_attention(self, context: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         states = self._norm1(self._attended(context, residual=states))

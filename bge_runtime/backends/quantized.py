@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from bge_runtime.backends.linear import Activation, side_by_side
 from bge_runtime.errors import ConfigurationError
@@ -77,7 +76,7 @@ class QuantizedLinear:
         )
         product.mul_(scales).addcmul_(middles, self._ones).add_(self._bias)
         if activation == "gelu":
-            return functional.gelu(product)
+            return torch.ops.aten.gelu_(product)  # type: ignore[no-any-return]
         return product if residual is None else product.add_(residual)
 
 

@@ -24,4 +24,4 @@ def extras() -> list[str]:
 
 def make_targets() -> set[str]:
     """Return the targets that `make help` lists."""
-    return set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))

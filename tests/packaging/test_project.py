@@ -49,7 +49,19 @@ def test_a_package_is_typed_and_in_the_wheel(package: str) -> None:
 
 
 def test_make_has_the_documented_targets() -> None:
-    assert make_targets() == {"help", "setup", "demo", "test", "check", "docs", "extras", "bench"}
+    assert make_targets() == {
+        "help",
+        "setup",
+        "demo",
+        "test",
+        "check",
+        "docs",
+        "extras",
+        "migration-check",
+        "published",
+        "bench",
+        "tables",
+    }
 
 
 def test_the_gate_runs_the_targets_of_the_makefile() -> None:

@@ -12,7 +12,7 @@ import pytest
 from bge_runtime.backends import LoadRequest, load_backend
 from bge_runtime.backends.onnx_file import ModelWriter
 from bge_runtime.backends.packing import Places, groups, pack
-from bge_runtime.errors import BackendError, ConfigurationError
+from bge_runtime.errors import BackendError, ConfigurationError, OutOfMemoryError
 from bge_runtime.tokenizing import TokenSequence
 from tests.checkpoint_files import Checkpoint
 from tests.checkpoints import fine_tuned_folder, two_label_folder, write_checkpoint
@@ -196,6 +196,26 @@ def test_a_graph_that_computes_something_else_is_refused(name, tmp_path, monkeyp
     monkeypatch.setattr(norm, lambda self, states, *rest: states)
     with pytest.raises(BackendError, match="differs from the model"):
         load_backend(name, request_of(fine_tuned_folder(tmp_path, seed=41)))
+
+
+def test_a_forked_child_gets_an_error_and_does_not_hang(loaded, name, monkeypatch):
+    backend = loaded("bert", name)
+    monkeypatch.setattr("bge_runtime.backends.exported.os.getpid", lambda: -1)
+    with pytest.raises(BackendError, match="spawn"):
+        backend.forward(sequences((3,)), "cls")
+
+
+def test_memory_that_runs_out_is_told_from_other_failures(loaded, name, monkeypatch):
+    backend = loaded("bert", name)
+    for message, kind in (("std::bad_alloc", OutOfMemoryError), ("Shape mismatch", BackendError)):
+
+        def fail(_, message=message):
+            raise RuntimeError(message)
+
+        with monkeypatch.context() as patch, pytest.raises(BackendError) as caught:
+            patch.setattr(backend, "_session", fail)
+            backend.forward(sequences((3,)), "cls")
+        assert type(caught.value) is kind
 
 
 def test_not_a_number_stays_in_its_own_text(name, tmp_path):

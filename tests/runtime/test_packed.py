@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import bge_runtime
-from bge_runtime.backends.linear import Linear
-from bge_runtime.backends.packed import _rounded
+from bge_runtime.backends.linear import Linear, rounded
 from tests.checkpoints import two_label_folder
 
 EXTRACT = "tests/data/scifact_small/corpus.jsonl"
@@ -26,9 +25,9 @@ def test_linear_layers_equal_torchs_own(dtype, rows):
     with torch.inference_mode():
         plain = layer(inputs)
         for ours, theirs in (
-            (Linear.of(layer)(inputs), plain),
-            (Linear.of(layer)(inputs, "gelu"), torch.nn.functional.gelu(plain)),
-            (Linear.of(layer)(inputs, residual=residual), plain + residual),
+            (Linear(layer)(inputs), plain),
+            (Linear(layer)(inputs, "gelu"), torch.nn.functional.gelu(plain)),
+            (Linear(layer)(inputs, residual=residual), plain + residual),
         ):
             torch.testing.assert_close(ours.float(), theirs.float(), atol=tolerance, rtol=tolerance)
 
@@ -38,13 +37,12 @@ def test_without_onednn_the_layer_still_computes(monkeypatch):
     inputs = torch.randn(5, 16)
     monkeypatch.setattr("bge_runtime.backends.linear.has_onednn", lambda dtype: False)
     with torch.inference_mode():
-        torch.testing.assert_close(Linear.of(layer)(inputs), layer(inputs))
+        torch.testing.assert_close(Linear(layer)(inputs), layer(inputs))
 
 
 def test_few_numbers_of_rows_reach_the_kernels():
-    rounded = {_rounded(rows) for rows in range(1, 4097)}
-    assert len(rounded) <= 100
-    assert all(rows <= _rounded(rows) <= rows * 1.0625 + 8 for rows in range(1, 4097))
+    assert len({rounded(rows) for rows in range(1, 4097)}) <= 100
+    assert all(rows <= rounded(rows) <= rows * 1.0625 + 8 for rows in range(1, 4097))
 
 
 def test_bfloat16_stays_within_its_stated_error():

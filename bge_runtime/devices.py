@@ -103,7 +103,7 @@ def default_batch_tokens(device: str) -> int:
 
     Small budgets win on CPUs, where large activations leave the cache; GPUs need large ones to be busy.
     """
-    return 4096 if device == "cpu" else 65536
+    return 2048 if device == "cpu" else 65536
 
 
 def release_memory(device: str) -> None:

@@ -6,9 +6,15 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from bge_runtime.backends import Backend, load_backend
+from bge_runtime.backends import Backend, LoadRequest, load_backend
 from bge_runtime.devices import PRECISIONS, check_memory
-from bge_runtime.errors import BackendError, BGEError, ConfigurationError, ModelNotFoundError
+from bge_runtime.errors import (
+    BackendError,
+    BGEError,
+    ConfigurationError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from bge_runtime.execution import Execution
 from bge_runtime.hooks import Place
 from bge_runtime.hub import weight_files
@@ -46,7 +52,7 @@ def read_backend(source: ModelSource, task: Literal["embed", "score"], execution
     request = source.request(execution.device, execution.precision, task)
     check_memory(execution.device, _bytes_needed(source.folder, execution.precision), source.name)
     try:
-        return load_backend(execution.backend, request)
+        return _load(execution, request, chosen=source.backend == "auto")
     except BGEError:
         raise
     except RuntimeError as error:
@@ -56,6 +62,16 @@ def read_backend(source: ModelSource, task: Literal["embed", "score"], execution
             f"The files of {source.name!r} in {str(source.folder)!r} cannot be loaded "
             f"({type(error).__name__}: {error}). Fetch them again: bge download {source.name} --force"
         ) from error
+
+
+def _load(execution: Execution, request: LoadRequest, *, chosen: bool) -> Backend:
+    """Load; where the backend was chosen and turns out not to know the model, `packed` stands in."""
+    try:
+        return load_backend(execution.backend, request)
+    except UnsupportedModelError:
+        if not chosen or execution.backend in ("packed", "torch"):
+            raise
+        return load_backend("packed", request)
 
 
 def _bytes_needed(folder: Path, precision: str) -> int:

@@ -25,6 +25,7 @@ for _name in (
 os.environ["HF_HOME"] = str(_HUB_HOME)
 os.environ["HF_HUB_CACHE"] = str(_HUB_HOME / "hub")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["BGE_CACHE_DIR"] = str(_HUB_HOME / "bge")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Small models slow down on many cores.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 4)))

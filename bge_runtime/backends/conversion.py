@@ -15,7 +15,7 @@ from bge_runtime.backends.calibration import calibration_texts
 from bge_runtime.backends.exported import Facts
 from bge_runtime.backends.probes import Probe
 from bge_runtime.backends.weights import EncoderWeights, Range, linear_inputs, quantize, read
-from bge_runtime.errors import ConfigurationError
+from bge_runtime.errors import UnsupportedModelError
 from bge_runtime.tokenizing import Tokenizing, TokenSequence
 
 __all__ = ["Conversion", "convert"]
@@ -52,11 +52,11 @@ def convert(request: LoadRequest, backend: str) -> Conversion:
     """Load a model, run it on probes and calibration texts, and return its parts.
 
     Raises:
-        ConfigurationError: Its architecture cannot be exported.
+        UnsupportedModelError: Its architecture cannot be exported.
     """
     source = plain.load(replace(request, precision="float32", device="cpu"))
     if not packed.supports(source):
-        raise ConfigurationError(
+        raise UnsupportedModelError(
             f"backend={backend!r} does not know the architecture {source.model.config.model_type!r} of "
             f"{request.name!r}; it runs {', '.join(packed.ARCHITECTURES)}. Use backend='torch'."
         )

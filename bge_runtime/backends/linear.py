@@ -1,4 +1,4 @@
-"""A linear layer with its activation or residual, on the fastest kernel that the machine has.
+"""A linear layer with its activation, on the fastest kernel that the machine has.
 
 On CPUs `torch.nn.functional.linear` goes through MKL, which takes a slow path on AMD processors; oneDNN with
 weights packed ahead of time does not, and fuses the activation. torch offers it under private names, so their
@@ -35,27 +35,23 @@ def side_by_side(layers: tuple[torch.nn.Linear, ...]) -> tuple[torch.Tensor, tor
 
 
 class Linear:
-    """y = activation(x W^T + b) + residual, for x of shape (rows, inputs)."""
+    """y = activation(x W^T + b), for x of shape (rows, inputs)."""
 
     def __init__(self, *layers: torch.nn.Linear) -> None:
         """Take the weights of one layer, or of several side by side; pack them when oneDNN can use that."""
         self._weight, self._bias = side_by_side(layers)
+        self._dtype = self._weight.dtype
         self.parameters = self._weight.numel() + self._bias.numel()
-        self.bytes = self.parameters * self._weight.element_size()
-        self._packed = self._weight.device.type == "cpu" and has_onednn(self._weight.dtype)
+        self.bytes = self._weight.nbytes + self._bias.nbytes
+        self._packed = self._weight.device.type == "cpu" and has_onednn(self._dtype)
         if self._packed:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, PACKING_ROWS)
 
-    def __call__(
-        self, rows: torch.Tensor, activation: Activation = "none", residual: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Apply the layer to `rows`."""
-        product = self._product(rows, activation)
-        # oneDNN's fused addition repacks the weight on every call.
-        return product if residual is None else product.add_(residual)
-
-    def _product(self, rows: torch.Tensor, activation: Activation) -> torch.Tensor:
+    def __call__(self, rows: torch.Tensor, activation: Activation = "none", *, overwrite: bool = False) -> torch.Tensor:
+        """Apply the layer to `rows`; whether it may use their memory makes no difference here."""
+        rows = rows.to(self._dtype)
         if self._packed:
+            # The kernel can add a residual too, but then repacks the weight on every call.
             algorithm = "none" if activation == "gelu" else ""
             packed: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
                 rows, self._weight, self._bias, activation, [], algorithm

@@ -81,15 +81,15 @@ class PackedBackend:
         self.tokenizing = loaded.tokenizing
         self._own_pooling = loaded.own_pooling
         self._device = encoder.embeddings.word_embeddings.weight.device
-        self._embed = _Embeddings(encoder.embeddings, config)
         build = _Build(config, encoder.dtype, self._device, quantized=quantized)
+        self._embed = _Embeddings(encoder.embeddings, build)
         *first, last = encoder.encoder.layer
         self._layers = [_Layer(layer, build) for layer in first]
         self._last = _LastLayer(last, build)
-        head = _head_layers(model, encoder) if type(model).__name__.endswith("Classification") else ()
-        self._head = head
-        norms = [module for module in encoder.encoder.modules() if isinstance(module, torch.nn.LayerNorm)]
-        kept = [weight for module in (encoder.embeddings, *norms, *head) for weight in module.parameters()]
+        self._head = _head_layers(model, encoder) if type(model).__name__.endswith("Classification") else ()
+        for layer in self._head:
+            layer.to(build.states)
+        kept = [*build.tensors, *(weight for layer in self._head for weight in layer.parameters())]
         self.parameters = sum(weight.numel() for weight in kept) + sum(each.parameters for each in build.linears)
         self.bytes = sum(weight.nbytes for weight in kept) + sum(each.bytes for each in build.linears)
 
@@ -123,14 +123,14 @@ class PackedBackend:
 class _Embeddings:
     """Word, position and segment tables, and the first layer norm."""
 
-    def __init__(self, module: Any, config: Any) -> None:
-        self._words = module.word_embeddings.weight.detach()
+    def __init__(self, module: Any, build: _Build) -> None:
         types = module.token_type_embeddings.weight.detach()
+        self._words = build.keep(module.word_embeddings.weight.detach().to(build.inner))
         # Nearly every token is of segment 0, so its vector is added to the positions once and for all.
-        self._positions = module.position_embeddings.weight.detach() + types[0]
-        self._types = types - types[0]
-        self._norm = _Norm(module.LayerNorm, config)
-        self._pad_id = None if config.model_type == "bert" else int(config.pad_token_id)
+        self._positions = build.keep((module.position_embeddings.weight.detach() + types[0]).to(build.states))
+        self._types = build.keep((types - types[0]).to(build.states))
+        self._norm = _Norm(module.LayerNorm, build)
+        self._pad_id = None if build.config.model_type == "bert" else int(build.config.pad_token_id)
 
     def __call__(self, batch: Sequence[TokenSequence], layout: Layout) -> torch.Tensor:
         ids = np.fromiter((token for sequence in batch for token in sequence.ids), np.int64, layout.ends[-1])
@@ -142,7 +142,7 @@ class _Embeddings:
         if any(sequence.type_ids[-1] for sequence in batch):
             columns.append(np.fromiter((kind for sequence in batch for kind in sequence.type_ids), np.int64, len(ids)))
         indices = on_device(np.stack([_filled(column, layout.rows) for column in columns]), self._words.device)
-        states = functional.embedding(indices[0], self._words)
+        states = functional.embedding(indices[0], self._words).to(self._positions.dtype)
         states += functional.embedding(indices[1], self._positions)
         if len(indices) == 3:
             states += functional.embedding(indices[2], self._types)
@@ -161,24 +161,32 @@ class _Embeddings:
 
 
 class _Norm:
-    def __init__(self, module: Any, config: Any) -> None:
-        self._weight, self._bias = module.weight.detach(), module.bias.detach()
-        self._eps = config.layer_norm_eps
+    def __init__(self, module: Any, build: _Build) -> None:
+        self._weight = build.keep(module.weight.detach().to(build.states))
+        self._bias = build.keep(module.bias.detach().to(build.states))
+        self._eps = build.config.layer_norm_eps
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         return functional.layer_norm(states, self._weight.shape, self._weight, self._bias, self._eps)
 
 
 class _Build:
-    """What all layers of a model have in common."""
+    """What all parts of a model have in common, and the weights that they hold."""
 
     def __init__(self, config: Any, dtype: torch.dtype, device: torch.device, *, quantized: bool) -> None:
         self.config = config
-        # Eight-bit models keep their states in float32; attention runs in bfloat16 where that is faster.
+        # On CPUs float32 sums and norms cost no more than bfloat16 ones.
+        self.states = torch.float32 if device.type == "cpu" else dtype
         self.inner = torch.bfloat16 if quantized and has_onednn(torch.bfloat16) else dtype
         self.attend = choose_attention(device, self.inner)
+        self.tensors: list[torch.Tensor] = []
         self.linears: list[Linear | QuantizedLinear] = []
         self._kind = QuantizedLinear if quantized else Linear
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Count a tensor that a part holds."""
+        self.tensors.append(tensor)
+        return tensor
 
     def linear(self, *modules: torch.nn.Linear) -> Linear | QuantizedLinear:
         """Return one layer that computes several of the same input, side by side."""
@@ -196,10 +204,10 @@ class _Layer:
         self._inner, self._attend = build.inner, build.attend
         self._project(attention, build)
         self._attended = build.linear(output.dense)
-        self._norm1 = _Norm(output.LayerNorm, build.config)
+        self._norm1 = _Norm(output.LayerNorm, build)
         self._up = build.linear(module.intermediate.dense)
         self._down = build.linear(module.output.dense)
-        self._norm2 = _Norm(module.output.LayerNorm, build.config)
+        self._norm2 = _Norm(module.output.LayerNorm, build)
 
     def _project(self, attention: Any, build: _Build) -> None:
         self._qkv = build.linear(attention.query, attention.key, attention.value)
@@ -213,8 +221,9 @@ class _Layer:
         return tuple(part.view(len(part), *self._shape) for part in rows.to(self._inner).chunk(parts, 1))
 
     def _after_attention(self, context: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        states = self._norm1(self._attended(context, residual=states))
-        return self._norm2(self._down(self._up(states, "gelu"), residual=states))
+        """Return new states; the old ones are used up."""
+        states = self._norm1(states.add_(self._attended(context)))
+        return self._norm2(states.add_(self._down(self._up(states, "gelu"), overwrite=True)))
 
 
 class _LastLayer(_Layer):

@@ -50,7 +50,7 @@ def _has_vnni() -> bool:
 
 
 class QuantizedLinear:
-    """y = activation(x W^T + b) + residual, for x of shape (rows, inputs)."""
+    """y = activation(x W^T + b), for x of shape (rows, inputs)."""
 
     def __init__(self, *layers: torch.nn.Linear) -> None:
         """Quantise the weights of one layer, or of several side by side."""
@@ -66,25 +66,22 @@ class QuantizedLinear:
         self.parameters = weight.numel() + bias.numel()
         self.bytes = weight.numel() + 4 * (bias.numel() + 2 * len(scales)) + 8 * len(scales)
 
-    def __call__(
-        self, rows: torch.Tensor, activation: Activation = "none", residual: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Apply the layer to `rows`."""
-        levels, scales, middles = _quantised(rows.float())
+    def __call__(self, rows: torch.Tensor, activation: Activation = "none", *, overwrite: bool = False) -> torch.Tensor:
+        """Apply the layer to `rows`, whose memory may be used if `overwrite`; the result is float32."""
+        wide = rows.float()
+        levels, scales, middles = _quantised(wide, wide if overwrite or wide is not rows else None)
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             *(levels, 1.0, MIDDLE, self._weight, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], "")
         )
         product.mul_(scales).addcmul_(middles, self._ones).add_(self._bias)
-        if activation == "gelu":
-            return torch.ops.aten.gelu_(product)  # type: ignore[no-any-return]
-        return product if residual is None else product.add_(residual)
+        return torch.ops.aten.gelu_(product) if activation == "gelu" else product
 
 
-def _quantised(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _quantised(rows: torch.Tensor, space: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return unsigned bytes, and the scale and the middle of each row: rows = (bytes - 128) * scales + middles."""
     low = rows.amin(1, keepdim=True)
     scales = (rows.amax(1, keepdim=True) - low).div_(255).clamp_min_(1e-12)
     middles = torch.add(low, scales, alpha=MIDDLE)
     # torch converts to signed bytes several times as fast as to unsigned ones.
-    signed = rows.sub(middles).mul_(scales.reciprocal()).round_().to(torch.int8)
+    signed = torch.sub(rows, middles, out=space).mul_(scales.reciprocal()).round_().to(torch.int8)
     return signed.view(torch.uint8).bitwise_xor_(MIDDLE), scales, middles

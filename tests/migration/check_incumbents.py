@@ -5,6 +5,7 @@ The name keeps these out of the default run: they need the other packages, in an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ def huggingface_embeddings(**options: Any) -> Any:
 def huggingface_embedding(**options: Any) -> Any:
     from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
-    return HuggingFaceEmbedding(**options)
+    # Its own cache is elsewhere; the checkpoints are in the hub's.
+    return HuggingFaceEmbedding(cache_folder=os.environ["HF_HUB_CACHE"], **options)
 
 
 EMBEDDINGS: dict[str, tuple[Callable[..., Any], dict[str, Any], Callable[..., Any], dict[str, Any]]] = {
@@ -154,8 +156,10 @@ def check_flag_reranker(normalize: bool) -> None:
     from FlagEmbedding import FlagReranker
 
     flag = FlagReranker(str(Reranker(RERANKER).source.folder), use_fp16=False, devices=["cpu"])
-    theirs = flag.compute_score([(QUERIES[0], text) for text in TEXTS], normalize=normalize)
-    np.testing.assert_allclose(Reranker(RERANKER, normalize=normalize).score(QUERIES[0], TEXTS), theirs, atol=1e-4)
+    # FlagEmbedding leaves two separators out before an empty document; the tokenizer and its other users do not.
+    texts = [text for text in TEXTS if text]
+    theirs = flag.compute_score([(QUERIES[0], text) for text in texts], normalize=normalize)
+    np.testing.assert_allclose(Reranker(RERANKER, normalize=normalize).score(QUERIES[0], texts), theirs, atol=1e-4)
 
 
 def nodes() -> list[Any]:

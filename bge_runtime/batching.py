@@ -21,7 +21,7 @@ MAX_QUEUED_TOKENS = 1_000_000
 INTERACTIVE_BATCHES_IN_A_ROW = 16
 # Where queries come, an ingestion works in small bites, so that the next query waits for a short batch only: this
 # share of the usual tokens, until so many seconds have passed without a query.
-BITE_SHARE = 16
+BITE_SHARE = 32
 BITES_AFTER_QUERY_S = 5.0
 
 

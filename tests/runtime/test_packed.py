@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import bge_runtime
+from bge_runtime.backends.base import LoadRequest
 from bge_runtime.backends.linear import Linear, rounded
+from bge_runtime.backends.packed import load
+from bge_runtime.tokenizing import TokenSequence
 from tests.checkpoints import two_label_folder
+from tests.runtime import references
 
 EXTRACT = "tests/data/scifact_small/corpus.jsonl"
 
@@ -70,20 +77,52 @@ def test_a_vector_does_not_depend_on_its_batch_mates(precision, least):
     assert (alone * embedder.encode_documents(texts)).sum(axis=1).min() >= least
 
 
-def test_int8_scores_stay_near_the_exact_ones(hub_cache):
-    texts = [f"{word} " * count for count, word in enumerate(("the dog", "a red house", "water", "glass"), 3)]
-    exact, fast = (
-        bge_runtime.Reranker("BAAI/bge-reranker-base", backend="packed", precision=each, normalize=True).score(
-            "where is the dog", texts
-        )
-        for each in ("float32", "int8")
-    )
-    np.testing.assert_allclose(fast, exact, atol=0.02)
-    assert np.abs(fast - exact).max() > 0
+def test_an_architecture_that_the_executor_does_not_know_keeps_the_plain_forward(tmp_path):
+    from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(two_label_folder(tmp_path / "tokenizer"))
+    config = DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_heads=2, n_layers=1, hidden_dim=64)
+    DistilBertModel(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    vectors = [
+        bge_runtime.Embedder(tmp_path / "model", backend=name).encode_documents(["the dog", "a house"])
+        for name in ("packed", "torch")
+    ]
+    np.testing.assert_array_equal(*vectors)
 
 
 @pytest.mark.parametrize("missing", ["_has_kernel", "_has_vnni"])
 def test_int8_without_its_kernels_is_refused_with_what_to_use(missing, monkeypatch, hub_cache, fresh_store):
     monkeypatch.setattr(f"bge_runtime.backends.quantized.{missing}", lambda: False)
-    with pytest.raises(bge_runtime.BGEError, match="bfloat16|float32"):
+    with pytest.raises(bge_runtime.BGEError, match="Use precision='bfloat16' or 'float32'"):
         bge_runtime.Embedder(backend="packed", precision="int8").warm_up()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+@pytest.mark.parametrize("precision", ["float32"])
+def test_memory_does_not_grow_with_the_variety_of_shapes(precision, hub_cache):
+    backend = load(
+        LoadRequest(
+            name="BAAI/bge-small-en-v1.5",
+            folder=references.snapshot_of(hub_cache, "BAAI/bge-small-en-v1.5"),
+            task="embed",
+            device="cpu",
+            precision=precision,
+        )
+    )
+    dice = random.Random(0)
+
+    def run(shapes):
+        for _ in range(shapes):
+            lengths = [dice.randint(2, 60)] * dice.randint(1, 40) + [dice.randint(2, 120)] * dice.randint(1, 3)
+            backend.forward([TokenSequence([5] * length, [0] * length) for length in lengths], "cls")
+
+    run(200)  # meets nearly every rounded number of rows
+    before = resident_bytes()
+    run(200)
+    assert resident_bytes() - before < 100e6
+
+
+def resident_bytes():
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

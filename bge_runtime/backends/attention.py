@@ -13,15 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from bge_runtime.backends.linear import has_onednn, rounded
+from bge_runtime.backends.linear import rounded
 
 __all__ = ["Attention", "Layout", "by_boundaries", "by_group", "choose_attention", "find_varlen", "on_device"]
 
 # Where a function that computes texts of any lengths in one call may be found.
 VARLEN_FUNCTIONS = (("torch.nn.attention.varlen", "varlen_attn"), ("flash_attn", "flash_attn_varlen_func"))
-SCORES_AT_ONCE = 1 << 20  # more of them leave the cache
-LANES = 16
-LONGEST_BY_PRODUCTS = 1024  # beyond it torch's fused attention is the faster one
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -107,9 +104,7 @@ def choose_attention(
         function = (find or find_varlen)(device)
         if function is not None:
             return by_boundaries(function)
-    # On CPUs torch's fused attention multiplies bfloat16 slower than oneDNN does.
-    products = device.type == "cpu" and dtype == torch.bfloat16 and has_onednn(dtype)
-    return by_group(_by_products if products else functional.scaled_dot_product_attention)
+    return by_group(functional.scaled_dot_product_attention)
 
 
 def find_varlen(device: torch.device) -> Callable[..., Any] | None:
@@ -154,23 +149,3 @@ def by_group(kernel: Kernel) -> Attention:
         return context.flatten(1)
 
     return attend
-
-
-def _by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Two batched matrix products in bfloat16 around a softmax in float32, some heads at a time."""
-    length, size = key.shape[2:]
-    if length > LONGEST_BY_PRODUCTS:
-        return functional.scaled_dot_product_attention(query, key, value)
-    # The softmax is several times slower where a row of scores does not fill vector registers.
-    idle = -length % LANES
-    mask = functional.pad(query.new_zeros(length), (0, idle), value=float("-inf"))
-    queries = query.flatten(0, 1)
-    keys, values = (functional.pad(each, (0, 0, 0, idle)).flatten(0, 1) for each in (key, value))
-    context = torch.empty_like(queries)
-    step = max(SCORES_AT_ONCE // (query.shape[2] * (length + idle)), 1)
-    for first in range(0, len(queries), step):
-        some = slice(first, first + step)
-        scores = torch.baddbmm(mask, queries[some], keys[some].transpose(1, 2), alpha=size**-0.5).float()
-        torch.softmax(scores, -1, out=scores)
-        torch.bmm(scores.to(query.dtype), values[some], out=context[some])
-    return context.view(query.shape)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from bge_runtime.backends import torch as plain
 from bge_runtime.backends.attention import Layout, choose_attention, on_device
 from bge_runtime.backends.base import Backend, LoadRequest, Output
-from bge_runtime.backends.linear import Linear, has_onednn
+from bge_runtime.backends.linear import Linear
 from bge_runtime.backends.quantized import QuantizedLinear, check_int8
 from bge_runtime.errors import UnsupportedModelError
 from bge_runtime.tokenizing import TokenSequence
@@ -125,10 +125,11 @@ class _Embeddings:
 
     def __init__(self, module: Any, build: _Build) -> None:
         types = module.token_type_embeddings.weight.detach()
-        self._words = build.keep(module.word_embeddings.weight.detach().to(build.inner))
+        self._words = build.keep(module.word_embeddings.weight.detach().to(build.table))
         # Nearly every token is of segment 0, so its vector is added to the positions once and for all.
-        self._positions = build.keep((module.position_embeddings.weight.detach() + types[0]).to(build.states))
-        self._types = build.keep((types - types[0]).to(build.states))
+        self._positions = build.keep((module.position_embeddings.weight.detach() + types[0]).to(build.table))
+        self._types = build.keep((types - types[0]).to(build.table))
+        self._states = build.states
         self._norm = _Norm(module.LayerNorm, build)
         self._pad_id = None if build.config.model_type == "bert" else int(build.config.pad_token_id)
 
@@ -142,7 +143,7 @@ class _Embeddings:
         if any(sequence.type_ids[-1] for sequence in batch):
             columns.append(np.fromiter((kind for sequence in batch for kind in sequence.type_ids), np.int64, len(ids)))
         indices = on_device(np.stack([_filled(column, layout.rows) for column in columns]), self._words.device)
-        states = functional.embedding(indices[0], self._words).to(self._positions.dtype)
+        states = functional.embedding(indices[0], self._words).to(self._states)
         states += functional.embedding(indices[1], self._positions)
         if len(indices) == 3:
             states += functional.embedding(indices[2], self._types)
@@ -177,8 +178,9 @@ class _Build:
         self.config = config
         # On CPUs float32 sums and norms cost no more than bfloat16 ones.
         self.states = torch.float32 if device.type == "cpu" else dtype
-        self.inner = torch.bfloat16 if quantized and has_onednn(torch.bfloat16) else dtype
-        self.attend = choose_attention(device, self.inner)
+        # 16 bits are plenty for tables whose rows are brought to 8 right after.
+        self.table = torch.bfloat16 if quantized else dtype
+        self.attend = choose_attention(device, dtype)
         self.tensors: list[torch.Tensor] = []
         self.linears: list[Linear | QuantizedLinear] = []
         self._kind = QuantizedLinear if quantized else Linear
@@ -201,7 +203,7 @@ class _Layer:
         attention, output = module.attention.self, module.attention.output
         heads = build.config.num_attention_heads
         self._shape = (heads, build.config.hidden_size // heads)
-        self._inner, self._attend = build.inner, build.attend
+        self._attend = build.attend
         self._project(attention, build)
         self._attended = build.linear(output.dense)
         self._norm1 = _Norm(output.LayerNorm, build)
@@ -218,7 +220,7 @@ class _Layer:
         return self._after_attention(self._attend(query, key, value, layout), states)
 
     def _split(self, rows: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
-        return tuple(part.view(len(part), *self._shape) for part in rows.to(self._inner).chunk(parts, 1))
+        return tuple(part.view(len(part), *self._shape) for part in rows.chunk(parts, 1))
 
     def _after_attention(self, context: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """Return new states; the old ones are used up."""

@@ -151,7 +151,7 @@ def test_each_number_format_is_a_copy_of_its_own(hub_cache, fresh_store):
     bge_runtime.Embedder(precision="float32", backend="packed").warm_up()
     bge_runtime.Embedder(precision="bfloat16", backend="packed").warm_up()
     rows = {row.precision: row.bytes for row in bge_runtime.loaded_models()}
-    assert rows["float32"] == 2 * rows["bfloat16"]
+    assert rows["float32"] == pytest.approx(2 * rows["bfloat16"], rel=0.01)  # norms stay in float32
 
 
 def test_loaded_models_tell_what_is_in_memory(hub_cache, fresh_store):
@@ -183,7 +183,8 @@ def test_concurrent_loads_of_different_number_formats_do_not_corrupt_each_other(
         np.testing.assert_allclose(found, logit, atol=1e-5 if dtype == "float32" else 0.1)
     rows = bge_runtime.loaded_models()
     assert sorted(row.precision for row in rows) == ["bfloat16", "bfloat16", "float32", "float32"]
-    assert all(row.bytes == row.parameters * (4 if row.precision == "float32" else 2) for row in rows)
+    widths = {"float32": 4, "bfloat16": 2}
+    assert all(row.bytes == pytest.approx(row.parameters * widths[row.precision], rel=0.05) for row in rows)
 
 
 def test_many_first_callers_load_the_weights_once(hub_cache, fresh_store):

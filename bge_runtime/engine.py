@@ -107,8 +107,8 @@ class Engine:
             self._changed.notify_all()
         return job
 
-    def close(self) -> None:
-        """Fail what is pending, end the workers after the batches that they are computing, and free the weights."""
+    def stop(self) -> None:
+        """Take no more jobs, and end the workers after the batches that they are computing."""
         with self._changed:
             self._closed = True
             workers = [replica.worker for replica in self.replicas]
@@ -116,6 +116,10 @@ class Engine:
         for worker in workers:
             if worker is not None and worker is not threading.current_thread():
                 worker.join()
+
+    def close(self) -> None:
+        """Stop, fail what is pending, and free the weights."""
+        self.stop()
         with self._changed:
             jobs = self._queue.clear()
             sizes = [replica.free() for replica in self.replicas]

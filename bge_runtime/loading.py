@@ -156,6 +156,17 @@ class ModelStore:
             model.engine.close()
         self.pool.close()
 
+    def stop(self) -> None:
+        """End all threads because the process ends.
+
+        Pending calls are left alone: only daemon threads still wait for them, and an error there would be printed.
+        """
+        with self._lock:
+            models = list(self._models.values())
+        for model in models:
+            model.engine.stop()
+        self.pool.close()
+
     def infos(self) -> list[LoadedModelInfo]:
         """Return one row per set of weights in memory."""
         with self._lock:
@@ -239,7 +250,7 @@ class ModelStore:
 
 
 STORE = ModelStore()
-atexit.register(STORE.close)
+atexit.register(STORE.stop)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=STORE.after_fork)
 

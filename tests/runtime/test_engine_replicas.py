@@ -160,10 +160,10 @@ def test_no_caller_sees_an_error_while_weights_come_and_go(closing):
     engine = idle_engine(closing, FakeBackend, counters)
 
     def call(number):
-        return [values(engine.submit(job_of(number, step))) for step in range(100)]
+        return [values(engine.submit(job_of(number, step))) for step in range(25)]
 
     results = in_threads([lambda number=number: call(number) for number in range(4)])
-    assert results == [[[number, step] for step in range(100)] for number in range(4)]
+    assert results == [[[number, step] for step in range(25)] for number in range(4)]
     wait_until(lambda: not engine.in_memory)
     assert counters.snapshot()["unloads"] > 1
 

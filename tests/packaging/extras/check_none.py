@@ -16,9 +16,9 @@ assert vectors.dtype == "float32"
 listing = subprocess.run([Path(sys.executable).parent / "bge", "models"], capture_output=True, text=True, check=True)
 assert "bge-small-en-v1.5" in listing.stdout
 
-for adapter in ("langchain_bge", "llamaindex_bge"):
+for adapter, name in (("langchain_bge", "BGEEmbeddings"), ("llamaindex_bge", "BGEEmbedding")):
     try:
-        importlib.import_module(adapter)
+        getattr(importlib.import_module(adapter), name)
     except ImportError:
         continue
-    raise AssertionError(f"{adapter} imports without its framework: the environment is not empty")
+    raise AssertionError(f"{adapter}.{name} imports without its framework: the environment is not empty")

@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 demo: setup ## Three questions answered through LangChain and LlamaIndex, offline
-	$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/01_quickstart.py
 
 test: setup ## Run the tests (no network)
 	$(BIN)/python -m pytest

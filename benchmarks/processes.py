@@ -45,7 +45,7 @@ def environment_problem(library: str, venvs: Path) -> str:
 
 def _settings() -> dict[str, str]:
     quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
-    return {**os.environ, **quiet, "BGE_CACHE": str(PLACE / "exports"), "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **quiet, "BGE_CACHE_DIR": str(PLACE / "exports"), "PYTHONPATH": str(ROOT)}
 
 
 class WorkerProcess:

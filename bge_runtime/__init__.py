@@ -15,6 +15,7 @@ from bge_runtime.errors import (
     ConfigurationError,
     EngineStoppedError,
     HubUnreachableError,
+    IndexIdentityError,
     InputError,
     InputTooLongError,
     ModelNotFoundError,
@@ -25,6 +26,7 @@ from bge_runtime.errors import (
 )
 
 if TYPE_CHECKING:
+    from bge_runtime.binding import OnMismatch, bind_index
     from bge_runtime.cache import CacheStats, VectorCache
     from bge_runtime.devices import DeviceChoice, choose_device
     from bge_runtime.embedder import Embedder
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from bge_runtime.hub import download, locate
     from bge_runtime.inputs import check_text, check_texts
     from bge_runtime.loading import LoadedModelInfo, add_hook, loaded_models, remove_hook, stats, unload_models
-    from bge_runtime.ranking import Ranked, order_scores
+    from bge_runtime.ranking import Ranked, Ranking, order_scores
     from bge_runtime.reranker import Reranker
     from bge_runtime.spec import (
         DEFAULT_EMBEDDER,
@@ -65,12 +67,15 @@ _HOME = {
     "LoadedModelInfo": "loading",
     "ModelEvent": "hooks",
     "ModelSpec": "spec",
+    "OnMismatch": "binding",
     "OutOfMemoryEvent": "hooks",
     "Ranked": "ranking",
+    "Ranking": "ranking",
     "Reranker": "reranker",
     "UnloadEvent": "hooks",
     "VectorCache": "cache",
     "add_hook": "loading",
+    "bind_index": "binding",
     "check_text": "inputs",
     "check_texts": "inputs",
     "choose_device": "devices",
@@ -103,6 +108,7 @@ __all__ = [
     "Execution",
     "Hook",
     "HubUnreachableError",
+    "IndexIdentityError",
     "InputError",
     "InputTooLongError",
     "LoadEvent",
@@ -110,9 +116,11 @@ __all__ = [
     "ModelEvent",
     "ModelNotFoundError",
     "ModelSpec",
+    "OnMismatch",
     "OutOfMemoryError",
     "OutOfMemoryEvent",
     "Ranked",
+    "Ranking",
     "Reranker",
     "UnknownArgumentError",
     "UnloadEvent",
@@ -120,6 +128,7 @@ __all__ = [
     "UnsupportedModelError",
     "VectorCache",
     "add_hook",
+    "bind_index",
     "check_text",
     "check_texts",
     "choose_device",

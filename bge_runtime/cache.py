@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,8 +24,7 @@ __all__ = ["CacheStats", "VectorCache", "cached_vectors", "check_cache"]
 DEFAULT_MEMORY_BYTES = 256 * 2**20
 DEFAULT_FILE_BYTES = 4 * 2**30
 ENTRY_OVERHEAD_BYTES = 96  # key and bookkeeping, counted with each vector
-# Texts computed between two writes: what a killed process computes again at most.
-STORE_EVERY = 512
+MOST_AT_ONCE = 4096  # texts in one write
 
 Storage = Literal["float32", "float16"]
 
@@ -114,7 +113,7 @@ class VectorCache:
             )
 
     def get(self, identity: str, texts: Sequence[str]) -> list[NDArray[np.float32] | None]:
-        """Return the vector of each text, float32 [dimension], or `None`."""
+        """Return the vector of each text, float32 and flat, or `None`."""
         keys = [_key(identity, text) for text in texts]
         found = self._entries.get(keys)
         hits = sum(key in found for key in keys)
@@ -124,10 +123,10 @@ class VectorCache:
         width = np.dtype(f"<{'f4' if self.storage == 'float32' else 'f2'}")
         return [np.frombuffer(found[key], width).astype(np.float32) if key in found else None for key in keys]
 
-    def put(self, identity: str, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Store the vectors, one row per text; all of them or, when the disk refuses, none."""
+    def put(self, identity: str, texts: Sequence[str], vectors: Iterable[NDArray[np.float32]]) -> None:
+        """Store a vector, or any array, per text; all of them or, when the disk refuses, none."""
         width = np.dtype(f"<{'f4' if self.storage == 'float32' else 'f2'}")
-        blobs = [row.tobytes() for row in np.ascontiguousarray(vectors, dtype=width)]
+        blobs = [np.asarray(vector, dtype=width).tobytes() for vector in vectors]
         self._entries.put([(_key(identity, text), blob) for text, blob in zip(texts, blobs, strict=True)])
 
     def clear(self) -> None:
@@ -219,21 +218,35 @@ def cached_vectors(
     identity: str,
     texts: Sequence[str],
     compute: Callable[[Sequence[str]], Steps[NDArray[np.float32]]],
+    portion: Callable[[], int],
 ) -> Steps[NDArray[np.float32]]:
-    """Return a vector per text, computing those that the cache lacks and storing them as they come.
+    """Return a vector per text, computing those that the cache lacks and storing them portion by portion.
 
     Args:
         cache: Where vectors are looked up and stored.
         identity: What changes vectors, the role included.
         texts: Distinct texts.
         compute: Gives float32 of shape (number of texts, dimension).
+        portion: Says about how many characters to compute between two writes: what a killed process loses at most.
     """
     found = cache.get(identity, texts)
     missing = [index for index, vector in enumerate(found) if vector is None]
-    for start in range(0, len(missing), STORE_EVERY):
-        part = missing[start : start + STORE_EVERY]
+    for part in _portions(texts, missing, portion() if missing else 0):
         vectors = yield from compute([texts[index] for index in part])
         cache.put(identity, [texts[index] for index in part], vectors)
         for index, vector in zip(part, vectors, strict=True):
             found[index] = vector
     return np.stack([vector for vector in found if vector is not None])
+
+
+def _portions(texts: Sequence[str], indices: Sequence[int], characters: int) -> Iterator[list[int]]:
+    part: list[int] = []
+    size = 0
+    for index in indices:
+        part.append(index)
+        size += len(texts[index])
+        if size >= characters or len(part) == MOST_AT_ONCE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Self
 
@@ -14,16 +15,21 @@ from numpy.typing import NDArray
 
 from bge_runtime.backends import Output
 from bge_runtime.cache import VectorCache, cached_vectors, check_cache
+from bge_runtime.deadline import Deadline
 from bge_runtime.errors import ConfigurationError
 from bge_runtime.inputs import check_count, check_text, check_texts
 from bge_runtime.instructions import Instructions, Role, resolve_instructions
 from bge_runtime.loading import STORE, LoadedModel
-from bge_runtime.model import Model, Truncation
+from bge_runtime.model import Model, Rows, Truncation
 from bge_runtime.source import ModelSource
 from bge_runtime.spec import DEFAULT_EMBEDDER, ModelSpec
 from bge_runtime.steps import Steps, arun, run
 
 __all__ = ["Embedder", "unit_rows"]
+
+# Between two writes into the vector cache: little is lost with the process, and batches fill all the same.
+BATCHES_PER_WRITE = 8
+CHARACTERS_PER_TOKEN = 4
 
 
 class Embedder(Model):
@@ -175,6 +181,13 @@ class Embedder(Model):
         return self._digest([instructions.query, instructions.query_format if instructions.query else ""])
 
     @property
+    def token_identity(self) -> str:
+        """Like `identity`, for `encode_tokens`: neither instructions nor pooling matter."""
+        source = self.source
+        parts = ["tokens", source.weights_digest, self.max_length, source.precision_class, source.vector_arguments]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    @property
     def document_identity(self) -> str:
         """Like `identity`, without the query side: what an index of documents depends on."""
         return self._digest([])
@@ -228,9 +241,9 @@ class Embedder(Model):
         Returns:
             One array float32 of shape (tokens, hidden size) per text, in input order.
         """
-        rows, cut = run(self.token_steps(check_texts(texts), bulk=role == "document"))
-        self._note_truncation(cut, len(rows))
-        return rows
+        rows = run(self.token_steps(check_texts(texts), bulk=role == "document"))
+        self._note_truncation(rows.cut, len(rows.values))
+        return rows.values
 
     def count_tokens(self, texts: Iterable[str]) -> list[int]:
         """Return how many tokens each text has, special tokens included, uncut and without instructions."""
@@ -256,13 +269,29 @@ class Embedder(Model):
         shown = f"query_instruction={self.query_instruction!r}, " if known else ""
         return f"Embedder({self.model!r}, {shown}max_length={self.max_length if known else self._max_length})"
 
-    def token_steps(self, texts: Sequence[str], *, bulk: bool = False) -> Steps[tuple[list[NDArray[np.float32]], int]]:
-        """Body of `encode_tokens`, for late interaction: vectors of checked texts, and how many were cut."""
+    def token_steps(
+        self,
+        texts: Sequence[str],
+        *,
+        bulk: bool = False,
+        overlap: int | None = None,
+        deadline: Deadline | None = None,
+    ) -> Steps[Rows]:
+        """Body of `encode_tokens`, for late interaction.
+
+        Args:
+            texts: Checked texts.
+            bulk: Whether interactive work goes first.
+            overlap: Tokens shared by two passages of a text that is too long; `None` cuts it.
+            deadline: When to stop.
+        """
         loaded = self._acquire()
-        rows, cut = yield from self._rows(
-            loaded, texts, loaded.tokenizing.texts, "tokens", bulk=bulk, show_progress=False
+        tokenize = partial(loaded.tokenizing.texts, overlap=overlap)
+        rows = yield from self._rows(
+            loaded, texts, tokenize, "tokens", bulk=bulk, show_progress=False, deadline=deadline
         )
-        return [unit_rows(row) for row in rows], cut
+        rows.values = [unit_rows(row) for row in rows.values]
+        return rows
 
     def cosine_steps(self, query: str, documents: Sequence[str]) -> Steps[NDArray[np.float32]]:
         """Body of the dense score of a query and documents, whatever `normalize` says."""
@@ -303,7 +332,11 @@ class Embedder(Model):
         else:
             identity = f"{role}:{self.identity if role == 'query' else self.document_identity}"
             vectors = yield from cached_vectors(
-                self._cache, identity, distinct, lambda part: self._computed(part, role, show_progress)
+                self._cache,
+                identity,
+                distinct,
+                lambda part: self._computed(part, role, show_progress),
+                self._portion,
             )
         if len(distinct) < len(checked):
             position = {text: index for index, text in enumerate(distinct)}
@@ -315,7 +348,7 @@ class Embedder(Model):
         instructions = self._instructions
         pooling: Output = self.spec.pooling or "model"
         loaded = self._acquire()
-        rows, cut = yield from self._rows(
+        rows = yield from self._rows(
             loaded,
             [instructions.apply(text, role) for text in texts],
             loaded.tokenizing.texts,
@@ -323,9 +356,12 @@ class Embedder(Model):
             bulk=role == "document",
             show_progress=show_progress,
         )
-        self._note_truncation(cut, len(texts))
-        vectors = np.stack(rows)[:, : self._truncate_dim]
+        self._note_truncation(rows.cut, len(texts))
+        vectors = np.stack(rows.values)[:, : self._truncate_dim]
         return np.ascontiguousarray(unit_rows(vectors) if self.normalize else vectors, dtype=np.float32)
+
+    def _portion(self) -> int:
+        return BATCHES_PER_WRITE * CHARACTERS_PER_TOKEN * (self._batch_tokens or self._acquire().batch_tokens)
 
     def _digest(self, query_side: list[str]) -> str:
         parts = [

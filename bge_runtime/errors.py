@@ -2,7 +2,8 @@
 
     BGEError
     ├── ConfigurationError (ValueError)      an option is wrong
-    │   └── UnknownArgumentError (TypeError)   an option does not exist
+    │   ├── UnknownArgumentError (TypeError)   an option does not exist
+    │   └── IndexIdentityError                 an index was filled by another model
     ├── InputError (ValueError, TypeError)   a text, query or document is wrong
     │   └── InputTooLongError                  longer than the model reads, with truncation="error"
     ├── ModelNotFoundError (LookupError)     no such model, or it cannot be loaded from there
@@ -28,6 +29,7 @@ __all__ = [
     "ConfigurationError",
     "EngineStoppedError",
     "HubUnreachableError",
+    "IndexIdentityError",
     "InputError",
     "InputTooLongError",
     "ModelNotFoundError",
@@ -82,6 +84,10 @@ class UnknownArgumentError(ConfigurationError, TypeError):
         hint = f" Did you mean {', '.join(repr(name) for name in near)}?" if near else ""
         names = ", ".join(repr(name) for name in unknown)
         raise cls(f"{owner} has no argument {names}.{hint} Valid arguments: {', '.join(allowed)}.")
+
+
+class IndexIdentityError(ConfigurationError):
+    """An index holds vectors that this embedder's vectors cannot be compared with."""
 
 
 class InputError(BGEError, ValueError, TypeError):

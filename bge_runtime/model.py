@@ -7,12 +7,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self
 
 from tqdm import tqdm
 
 from bge_runtime.backends import Output
+from bge_runtime.deadline import Deadline
 from bge_runtime.engine import Engine, Job
 from bge_runtime.errors import ConfigurationError, InputTooLongError, UnknownArgumentError
 from bge_runtime.execution import Execution, choose_execution
@@ -23,7 +25,7 @@ from bge_runtime.spec import ModelSpec
 from bge_runtime.steps import Steps
 from bge_runtime.tokenizing import TokenizedTexts
 
-__all__ = ["Model", "Truncation"]
+__all__ = ["Model", "Rows", "Truncation"]
 
 logger = logging.getLogger("bge_runtime")
 
@@ -31,7 +33,25 @@ logger = logging.getLogger("bge_runtime")
 WINDOW = 4096
 IN_FLIGHT = 2
 
+# With a deadline: what is lost at most of a call whose time ran out. The engine fills batches from many of them.
+DEADLINE_WINDOW = 16
+
 Truncation = Literal["silent", "warn", "error"]
+
+
+@dataclass(slots=True)
+class Rows:
+    """Results of a call.
+
+    Attributes:
+        values: One per sequence, in order.
+        passages: How many sequences each item gave.
+        cut: Items that were too long.
+    """
+
+    values: list[Any] = field(default_factory=list)
+    passages: list[int] = field(default_factory=list)
+    cut: int = 0
 
 
 class Model(ABC):
@@ -160,19 +180,26 @@ class Model(ABC):
         *,
         bulk: bool,
         show_progress: bool | None,
-    ) -> Steps[tuple[list[Any], int]]:
-        """Compute one result per item, and count those cut; one window is tokenised while another is computed."""
+        deadline: Deadline | None = None,
+    ) -> Steps[Rows]:
+        """Compute one result per sequence; one window of items is tokenised while another is computed.
+
+        With a deadline, small windows are computed in order, and those that it cuts off are missing at the end.
+        """
         batch_tokens = self._batch_tokens or loaded.batch_tokens
+        window, in_flight = (WINDOW, IN_FLIGHT) if deadline is None else (DEADLINE_WINDOW, len(items))
         pending: deque[Job] = deque()
-        rows: list[Any] = []
-        cut = 0
+        rows = Rows()
         with self._progress(len(items), show_progress) as progress:
             try:
-                for start in range(0, len(items), WINDOW):
-                    window = items[start : start + WINDOW]
-                    tokens = yield from self._tokens(loaded.engine, partial(tokenize, window, self.max_length), bulk)
-                    cut += tokens.truncated
-                    self._refuse_truncation(cut, len(items))
+                for start in range(0, len(items), window):
+                    if deadline is not None and deadline.passed:
+                        break
+                    part = partial(tokenize, items[start : start + window], self.max_length)
+                    tokens = yield from self._tokens(loaded.engine, part, bulk)
+                    rows.cut += tokens.truncated
+                    rows.passages += tokens.passages
+                    self._refuse_truncation(rows.cut, len(items))
                     job = Job(
                         tokens.sequences,
                         output,
@@ -182,16 +209,20 @@ class Model(ABC):
                         on_progress=progress.update,
                     )
                     pending.append(loaded.engine.submit(job))
-                    if len(pending) == IN_FLIGHT:
-                        rows += yield pending[0].future
+                    if len(pending) == in_flight:
+                        rows.values += yield pending[0].future
                         pending.popleft()
                 while pending:
-                    rows += yield pending[0].future
+                    future = pending[0].future
+                    found = yield (future if deadline is None else deadline.limit(future))
+                    if found is None:
+                        break
+                    rows.values += found
                     pending.popleft()
             finally:
                 for job in pending:
                     job.future.cancel()
-        return rows, cut
+        return rows
 
     def _tokens(self, engine: Engine, tokenize: Callable[[], TokenizedTexts], bulk: bool) -> Steps[TokenizedTexts]:
         """Tokenise when the queue has room for the result."""

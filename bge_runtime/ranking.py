@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bge_runtime.inputs import check_count
 
-__all__ = ["Ranked", "max_similarity", "mix", "order_scores", "sigmoid"]
+__all__ = ["Ranked", "Ranking", "best_passages", "max_similarity", "mix", "order_scores", "sigmoid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,20 @@ class Ranked:
 
     index: int
     score: float
+
+
+class Ranking(list[Ranked]):
+    """Documents, best first.
+
+    Attributes:
+        partial: Whether time ran out before every document was scored. Those left over stand last, in their input
+            order, with NaN as their score.
+    """
+
+    def __init__(self, documents: Iterable[Ranked] = (), *, partial: bool = False) -> None:
+        """Take the documents in their order."""
+        super().__init__(documents)
+        self.partial = partial
 
 
 def order_scores(
@@ -66,6 +80,24 @@ def max_similarity(query: NDArray[np.float32], document: NDArray[np.float32]) ->
         document: Unit vectors, shape (document tokens, dimension).
     """
     return np.float32((query @ document.T).max(axis=1).mean())
+
+
+def best_passages(scores: Sequence[float], sizes: Sequence[int]) -> NDArray[np.float32]:
+    """Return the best score of each document.
+
+    Args:
+        scores: One per passage, document after document; those at the end may be missing.
+        sizes: Number of passages of each document, at least 1.
+
+    Returns:
+        Array float32 of shape (documents whose passages are all scored,).
+    """
+    ends = np.cumsum(sizes)
+    whole = int(np.searchsorted(ends, len(scores), side="right"))
+    if not whole:
+        return np.empty(0, dtype=np.float32)
+    starts = np.concatenate([[0], ends[: whole - 1]])
+    return np.maximum.reduceat(np.asarray(scores, dtype=np.float32)[: ends[whole - 1]], starts)
 
 
 def mix(scores: NDArray[np.float32], dense: NDArray[np.float32], dense_weight: float) -> NDArray[np.float32]:

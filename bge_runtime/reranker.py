@@ -6,28 +6,28 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_runtime.cache import VectorCache
+from bge_runtime.deadline import Deadline
 from bge_runtime.embedder import Embedder
 from bge_runtime.errors import ConfigurationError
 from bge_runtime.inputs import check_count, check_pairs, check_text, check_texts
-from bge_runtime.late_interaction import late_scores
 from bge_runtime.loading import STORE
-from bge_runtime.model import Model, Truncation
-from bge_runtime.ranking import Ranked, mix, order_scores, sigmoid
+from bge_runtime.model import Truncation
+from bge_runtime.ranking import Ranked, Ranking, mix, order_scores, sigmoid
+from bge_runtime.scoring import LongDocument, PairScorer
 from bge_runtime.source import ModelSource
 from bge_runtime.spec import DEFAULT_RERANKER, ModelSpec
 from bge_runtime.steps import Steps, arun, run
 
 __all__ = ["Reranker"]
 
-INTERACTIVE_PAIRS = 512  # larger calls give way to smaller ones
 
-
-class Reranker(Model):
+class Reranker(PairScorer):
     """A reranking model: a query and documents in, one relevance score per document out.
 
     A cross-encoder reads query and document together. Given an embedder instead (its name, or an `Embedder`), the
@@ -39,6 +39,9 @@ class Reranker(Model):
         model: str | os.PathLike[str] | ModelSpec | Embedder = DEFAULT_RERANKER,
         *,
         normalize: bool = False,
+        long_document: LongDocument = "truncate",
+        passage_overlap: int = 64,
+        vector_cache: VectorCache | str | os.PathLike[str] | None = None,
         max_length: int | None = None,
         truncation: Truncation = "warn",
         batch_size: int | None = None,
@@ -66,6 +69,11 @@ class Reranker(Model):
             model: Name, folder or spec of a reranker or an embedder, or an `Embedder`, whose own options then hold.
             normalize: Whether a cross-encoder's scores go through a sigmoid, to lie between 0 and 1. Late interaction
                 is a cosine already and stays as it is.
+            long_document: What becomes of a document that does not fit: `truncate` reads its beginning; `max_passage`
+                reads all of it in overlapping passages, and the best one's score is the document's.
+            passage_overlap: Tokens that neighbouring passages share; at most half a passage.
+            vector_cache: Remembers the token vectors that late interaction compares, a few hundred kilobytes per
+                document: a `VectorCache`, or the path of its file. Passages are not remembered.
             max_length: Longest pair in tokens (late interaction: longest text); `None` takes the model's own.
             truncation: What to do about longer inputs: cut `silent`, cut and `warn` once per call, or `error`.
             batch_size: Most inputs in a forward pass; `None` sets no limit.
@@ -111,8 +119,6 @@ class Reranker(Model):
             processor_kwargs=processor_kwargs or {},
             config_kwargs=config_kwargs or {},
         )
-        self._embedder = model if isinstance(model, Embedder) else None
-        self._shares_embedder = self._embedder is not None
         if isinstance(model, Embedder):
             own = max_length or batch_size or batch_tokens or truncation != "warn"
             if own or source != ModelSource(model=model.model):
@@ -123,17 +129,16 @@ class Reranker(Model):
             source = model.source
         super().__init__(
             source,
+            model if isinstance(model, Embedder) else None,
+            long_document=long_document,
+            passage_overlap=passage_overlap,
+            vector_cache=vector_cache,
             max_length=max_length,
             truncation=truncation,
             batch_size=batch_size,
             batch_tokens=batch_tokens,
             show_progress=show_progress,
         )
-
-    @property
-    def method(self) -> Literal["cross_encoder", "late_interaction"]:
-        """How scores arise."""
-        return "late_interaction" if self.spec.kind == "embedder" else "cross_encoder"
 
     @property
     def normalize(self) -> bool:
@@ -150,21 +155,9 @@ class Reranker(Model):
             self.normalize,
             self.source.precision_class,
             self.source.vector_arguments,
+            *([] if self._overlap is None else [self._overlap]),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-    @property
-    def embedder(self) -> Embedder:
-        """The embedder whose token vectors late interaction compares.
-
-        Raises:
-            ConfigurationError: The model is a cross-encoder.
-        """
-        if self.method != "late_interaction":
-            raise ConfigurationError(f"{self.model!r} is a cross-encoder and has no vectors. Use an embedder for them.")
-        if self._embedder is None:
-            self._embedder = Embedder(**self._shared_options(), token=self.source.token)
-        return self._embedder
 
     def score(self, query: str, documents: Iterable[str], *, show_progress: bool | None = None) -> NDArray[np.float32]:
         """Score documents against one query.
@@ -198,7 +191,8 @@ class Reranker(Model):
         top_n: int | None = None,
         score_threshold: float | None = None,
         dense_weight: float = 0.0,
-    ) -> list[Ranked]:
+        time_budget_s: float | None = None,
+    ) -> Ranking:
         """Order documents by relevance, best first; equal scores keep their order, NaN comes last.
 
         Args:
@@ -209,12 +203,17 @@ class Reranker(Model):
             dense_weight: For late interaction: the share, 0 to 1, of the embedder's own cosine, both scores being
                 standardised over these documents first. The scores returned are then that mixture, which a
                 threshold cannot be applied to.
+            time_budget_s: Seconds after which to return the best order so far; `None` waits for all. Loading the
+                weights does not count. Documents are scored in their order, so pass the likeliest first.
+
+        Returns:
+            The documents; with `partial=True` when time ran out, those that were not scored last, with NaN.
 
         Raises:
-            ConfigurationError: `top_n` is not positive, or `dense_weight` does not fit.
+            ConfigurationError: `top_n` or `time_budget_s` is not positive, or `dense_weight` does not fit.
             InputError: Something is not a string.
         """
-        return run(self._rank(query, documents, top_n, score_threshold, dense_weight))
+        return run(self._rank(query, documents, top_n, score_threshold, dense_weight, time_budget_s))
 
     async def ascore(
         self, query: str, documents: Iterable[str], *, show_progress: bool | None = None
@@ -236,40 +235,30 @@ class Reranker(Model):
         top_n: int | None = None,
         score_threshold: float | None = None,
         dense_weight: float = 0.0,
-    ) -> list[Ranked]:
+        time_budget_s: float | None = None,
+    ) -> Ranking:
         """Rank without blocking the event loop; see `rank`."""
-        return await arun(self._rank(query, documents, top_n, score_threshold, dense_weight), STORE.pool)
-
-    def warm_up(self) -> Self:
-        """Load the weights ahead of the first call."""
-        if self.method == "late_interaction":
-            self.embedder.warm_up()
-        else:
-            self._hold("score")
-        return self
-
-    def close(self) -> None:
-        """Free the weights if nobody else holds them; an embedder that was passed in stays open."""
-        super().close()
-        if self._embedder is not None and not self._shares_embedder:
-            self._embedder.close()
+        steps = self._rank(query, documents, top_n, score_threshold, dense_weight, time_budget_s)
+        return await arun(steps, STORE.pool)
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments, without the access token."""
         if self._shares_embedder:
-            return {"model": self._embedder, "normalize": self._normalize, "show_progress": self._show_progress}
-        return {**self._shared_options(), "normalize": self._normalize}
+            shared = {"model": self._embedder, "show_progress": self._show_progress}
+        else:
+            shared = self._shared_options()
+        own = {
+            "long_document": self._long_document,
+            "passage_overlap": self._passage_overlap,
+            "vector_cache": self._cache,
+        }
+        return {**shared, **own, "normalize": self._normalize}
 
     def __repr__(self) -> str:
         """Show the model and the scale of its scores."""
         known = self.source.known_spec is not None
         shown = f", method={self.method!r}, normalize={self.normalize}" if known else ""
         return f"Reranker({self.model!r}{shown})"
-
-    def _check_spec(self, spec: ModelSpec) -> None:
-        super()._check_spec(spec)
-        if spec.kind not in ("reranker", "embedder"):
-            raise ConfigurationError(f"{self.model!r} is a {spec.kind} model. Use a reranker or an embedder.")
 
     def _score(self, pairs: Sequence[tuple[str, str]], show_progress: bool | None) -> Steps[NDArray[np.float32]]:
         raw = yield from self._raw_scores(pairs, show_progress)
@@ -282,13 +271,22 @@ class Reranker(Model):
         top_n: int | None,
         score_threshold: float | None,
         dense_weight: float,
-    ) -> Steps[list[Ranked]]:
+        time_budget_s: float | None,
+    ) -> Steps[Ranking]:
         limit = check_count(top_n, "top_n")
         pairs = _pairs(query, documents)
         self._check_dense_weight(dense_weight, score_threshold)
+        budget = _check_budget(time_budget_s, dense_weight)
         if not pairs:
-            return []
-        raw = yield from self._raw_scores(pairs, None)
+            return Ranking()
+        partial = False
+        if budget is None:
+            raw = yield from self._raw_scores(pairs, None)
+        else:
+            self.warm_up()
+            with Deadline(budget) as deadline:
+                raw = yield from self._raw_scores(pairs, None, deadline)
+                partial = deadline.passed and bool(np.isnan(raw).any())
         if dense_weight:
             dense = yield from self.embedder.cosine_steps(query, [document for _, document in pairs])
             raw = mix(raw, dense, dense_weight)
@@ -297,7 +295,7 @@ class Reranker(Model):
         result = [Ranked(each.index, float(shown[each.index])) for each in order_scores(raw)]
         if score_threshold is not None:
             result = [each for each in result if each.score >= score_threshold]
-        return result[:limit]
+        return Ranking(result[:limit], partial=partial)
 
     def _check_dense_weight(self, dense_weight: float, score_threshold: float | None) -> None:
         if not isinstance(dense_weight, int | float) or not 0 <= dense_weight <= 1:
@@ -307,32 +305,19 @@ class Reranker(Model):
         if dense_weight and score_threshold is not None:
             raise ConfigurationError("score_threshold has no meaning for the mixture that dense_weight makes. Use one.")
 
-    def _raw_scores(self, pairs: Sequence[tuple[str, str]], show_progress: bool | None) -> Steps[NDArray[np.float32]]:
-        if not pairs:
-            return np.empty(0, dtype=np.float32)
-        distinct = list(dict.fromkeys(pairs))
-        STORE.counters.add(texts=len(pairs), duplicates=len(pairs) - len(distinct))
-        if self.method == "late_interaction":
-            embedder, bulk = self.embedder, len(distinct) > INTERACTIVE_PAIRS
-            with self._progress(len({document for _, document in distinct}), show_progress) as progress:
-                scores, cut, asked = yield from late_scores(embedder, distinct, bulk=bulk, on_progress=progress.update)
-            self._note_truncation(cut, asked)
-        else:
-            loaded = self._hold("score")
-            rows, cut = yield from self._rows(
-                loaded,
-                distinct,
-                loaded.tokenizing.pairs,
-                "score",
-                bulk=len(distinct) > INTERACTIVE_PAIRS,
-                show_progress=show_progress,
-            )
-            self._note_truncation(cut, len(distinct))
-            scores = np.asarray(rows, dtype=np.float32)
-        position = {pair: index for index, pair in enumerate(distinct)}
-        return scores[[position[pair] for pair in pairs]]
-
 
 def _pairs(query: str, documents: Iterable[str]) -> list[tuple[str, str]]:
     checked = check_text(query, "query")
     return [(checked, document) for document in check_texts(documents, "documents")]
+
+
+def _check_budget(time_budget_s: float | None, dense_weight: float) -> float | None:
+    if time_budget_s is None:
+        return None
+    if isinstance(time_budget_s, bool) or not isinstance(time_budget_s, int | float) or not 0 < time_budget_s < 1e6:
+        raise ConfigurationError(f"time_budget_s={time_budget_s!r} is not allowed. Pass seconds above 0, or None.")
+    if dense_weight:
+        raise ConfigurationError(
+            "dense_weight needs the scores of all documents, so time_budget_s cannot hold. Use one."
+        )
+    return float(time_budget_s)

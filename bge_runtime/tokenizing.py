@@ -24,10 +24,11 @@ class TokenSequence(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenizedTexts:
-    """Sequences in input order, and how many of them were cut."""
+    """Sequences in input order, how many inputs were cut, and how many sequences each input gave."""
 
     sequences: list[TokenSequence]
     truncated: int
+    passages: list[int]
 
 
 class _Template(NamedTuple):
@@ -67,32 +68,47 @@ class Tokenizing:
         """Return what a `tokenizer.json` of this tokenizer holds."""
         return str(self._tokenizer.to_str())
 
-    def texts(self, texts: Sequence[str], max_length: int) -> TokenizedTexts:
-        """Tokenise texts with their special tokens, the end cut to `max_length` tokens in all."""
+    def texts(self, texts: Sequence[str], max_length: int, overlap: int | None = None) -> TokenizedTexts:
+        """Tokenise texts with their special tokens, in at most `max_length` tokens each.
+
+        Args:
+            texts: Any texts.
+            max_length: Most tokens of a sequence, special tokens included.
+            overlap: Tokens that two passages of a longer text share; `None` cuts its end off instead.
+        """
         room = max(max_length - self._single.size, 0)
         truncated = 0
-        sequences = []
+        sequences, passages = [], []
         for ids in self._content(texts):
-            truncated += len(ids) > room
-            sequences.append(self._single.build(ids[:room]))
-        return TokenizedTexts(sequences, truncated)
+            parts = _parts(ids, room, overlap)
+            truncated += overlap is None and len(ids) > room
+            sequences += [self._single.build(part) for part in parts]
+            passages.append(len(parts))
+        return TokenizedTexts(sequences, truncated, passages)
 
-    def pairs(self, pairs: Sequence[tuple[str, str]], max_length: int) -> TokenizedTexts:
-        """Tokenise (query, document) pairs; a query keeps at most three quarters, the document is cut to fit.
+    def pairs(self, pairs: Sequence[tuple[str, str]], max_length: int, overlap: int | None = None) -> TokenizedTexts:
+        """Tokenise (query, document) pairs; a query keeps at most three quarters, the document is made to fit.
 
         Each distinct text is tokenised once.
+
+        Args:
+            pairs: Queries and documents.
+            max_length: Most tokens of a sequence, special tokens included.
+            overlap: Tokens that two passages of a longer document share; `None` cuts its end off instead.
         """
         distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
         content = dict(zip(distinct, self._content(distinct), strict=True))
         query_room = max(min(int(max_length * QUERY_SHARE), max_length - self._pair.size), 0)
         truncated = 0
-        sequences = []
+        sequences, passages = [], []
         for query, document in pairs:
             first = content[query][:query_room]
             room = max(max_length - self._pair.size - len(first), 0)
-            truncated += len(content[document]) > room or len(content[query]) > query_room
-            sequences.append(self._pair.build(first, content[document][:room]))
-        return TokenizedTexts(sequences, truncated)
+            parts = _parts(content[document], room, overlap)
+            truncated += (overlap is None and len(content[document]) > room) or len(content[query]) > query_room
+            sequences += [self._pair.build(first, part) for part in parts]
+            passages.append(len(parts))
+        return TokenizedTexts(sequences, truncated, passages)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text, special tokens included, uncut."""
@@ -123,3 +139,11 @@ class Tokenizing:
                 position = owner + 1
                 type_ids[owner] = type_id
         return _Template(tuple(runs), tuple(type_ids))
+
+
+def _parts(ids: list[int], room: int, overlap: int | None) -> list[list[int]]:
+    """Return the beginning, or overlapping parts that hold everything, of at most `room` tokens."""
+    if overlap is None or len(ids) <= room or not room:
+        return [ids[:room]]
+    step = room - min(overlap, room // 2)
+    return [ids[start : start + room] for start in range(0, len(ids) - room + step, step)]

@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from langchain_bge.binding import bind_index
     from langchain_bge.cross_encoder import BGECrossEncoder
     from langchain_bge.embeddings import BGEEmbeddings
     from langchain_bge.rerank import BGERerank
@@ -15,15 +16,16 @@ try:
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
-# Each class is imported on first use: embedding alone needs a third of what reranking imports from langchain_core.
+# Each name is imported on first use: embedding alone needs a third of what reranking imports from langchain_core.
 _HOME = {
     "BGECrossEncoder": "cross_encoder",
     "BGEEmbeddings": "embeddings",
     "BGERerank": "rerank",
     "BGERetriever": "retriever",
+    "bind_index": "binding",
 }
 
-__all__ = ["BGECrossEncoder", "BGEEmbeddings", "BGERerank", "BGERetriever", "__version__"]
+__all__ = ["BGECrossEncoder", "BGEEmbeddings", "BGERerank", "BGERetriever", "__version__", "bind_index"]
 
 
 def __getattr__(name: str) -> Any:

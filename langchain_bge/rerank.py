@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import EllipsisType
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import RunnableConfig, RunnableSerializable, ensure_config
 from pydantic import Field, PrivateAttr
 
-from bge_runtime import DEFAULT_RERANKER, InputError, Ranked, Reranker, UnknownArgumentError, check_text
+from bge_runtime import DEFAULT_RERANKER, InputError, Ranked, Ranking, Reranker, UnknownArgumentError, check_text
 from langchain_bge.configured import LOADING_NAMES, ConfiguredModel, Count
 
 __all__ = ["BGERerank", "ScoringModel"]
 
 TopN = int | EllipsisType | None
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ScoringModel(ConfiguredModel):
@@ -27,6 +29,9 @@ class ScoringModel(ConfiguredModel):
     runtime_names: ClassVar[dict[str, str]] = {
         "model_name": "model",
         "normalize": "normalize",
+        "long_document": "long_document",
+        "passage_overlap": "passage_overlap",
+        "vector_cache": "vector_cache",
         **{name: name for name in LOADING_NAMES},
     }
 
@@ -35,6 +40,13 @@ class ScoringModel(ConfiguredModel):
     )
     normalize: bool = Field(
         default=True, description="Sigmoid, 0 to 1; False is the raw logit. Late interaction ignores it."
+    )
+    long_document: Literal["truncate", "max_passage"] = Field(
+        default="truncate", description="Read a long document's beginning, or score its best passage."
+    )
+    passage_overlap: Count = Field(default=64, description="Tokens that neighbouring passages share.")
+    vector_cache: Any = Field(
+        default=None, exclude=True, description="Remembers the token vectors of late interaction; not dumped."
     )
 
     _reranker: Reranker = PrivateAttr()
@@ -65,6 +77,9 @@ class BGERerank(ScoringModel, BaseDocumentCompressor, RunnableSerializable[dict[
         top_n: How many documents to return; `None` returns all. `top_k` is the same.
         score_threshold: Lowest score to return.
         normalize: Whether scores go through a sigmoid, 0 to 1; `False` returns raw logits.
+        long_document: `truncate`, or `max_passage`: the best of overlapping passages counts.
+        time_budget_s: Seconds after which the best order so far is returned. Documents then carry
+            `metadata["partial_ranking"]`, and those not scored stand last, without a score.
         device, precision, batch_size, max_length, truncation, cache_folder, ...: see the fields.
         reranker: A `bge_runtime.Reranker` to use as it is, in place of the options that describe one.
 
@@ -97,6 +112,9 @@ class BGERerank(ScoringModel, BaseDocumentCompressor, RunnableSerializable[dict[
     top_n: Count | None = Field(default=3, description="How many documents to return; None is all.")
     score_threshold: float | None = Field(
         default=None, allow_inf_nan=False, description="Lowest score to return; None is any."
+    )
+    time_budget_s: Seconds | None = Field(
+        default=None, description="Seconds after which the best order so far is returned; None waits for all."
     )
 
     def rerank(
@@ -201,7 +219,11 @@ class BGERerank(ScoringModel, BaseDocumentCompressor, RunnableSerializable[dict[
         return best
 
     def _limits(self, top_n: TopN) -> dict[str, Any]:
-        return {"top_n": self.top_n if top_n is ... else top_n, "score_threshold": self.score_threshold}
+        return {
+            "top_n": self.top_n if top_n is ... else top_n,
+            "score_threshold": self.score_threshold,
+            "time_budget_s": self.time_budget_s,
+        }
 
     def _run_settings(self, config: RunnableConfig) -> dict[str, Any]:
         return {
@@ -255,9 +277,12 @@ def _texts(documents: Any) -> Any:
     return [each.page_content if isinstance(each, Document) else each for each in documents]
 
 
-def _scored(documents: Sequence[Document], ranking: Iterable[Ranked]) -> list[Document]:
-    return [_with_score(documents[ranked.index], ranked.score) for ranked in ranking]
+def _scored(documents: Sequence[Document], ranking: Ranking) -> list[Document]:
+    return [_with_score(documents[ranked.index], ranked, ranking.partial) for ranked in ranking]
 
 
-def _with_score(document: Document, score: float) -> Document:
-    return document.model_copy(update={"metadata": {**document.metadata, "relevance_score": score}})
+def _with_score(document: Document, ranked: Ranked, partial: bool) -> Document:
+    scores: dict[str, Any] = {"relevance_score": ranked.score}
+    if partial:
+        scores = {"partial_ranking": True, **({} if math.isnan(ranked.score) else scores)}
+    return document.model_copy(update={"metadata": {**document.metadata, **scores}})

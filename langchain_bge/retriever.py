@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Sequence
 from types import EllipsisType
 from typing import Annotated, Any, Literal, Self
@@ -15,9 +16,10 @@ from langchain_core.callbacks import (
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from bge_runtime import ConfigurationError, UnknownArgumentError
+from langchain_bge.binding import bind_index
 from langchain_bge.fusion import Hit, deduplicated, fused, limited
 from langchain_bge.rerank import BGERerank
 
@@ -45,6 +47,8 @@ class BGERetriever(BaseRetriever):
         filter: Passed to vector stores as `filter=`.
         search_kwargs: Further arguments for the vector stores' search.
         score_threshold: Lowest `relevance_score` to return.
+        index_path: Folder or file of the store's index: before the first query it is checked that the store's
+            embeddings are those that filled it; see `bind_index`.
         on_rerank_error: `raise`, or `keep_retrieval_order` with the failure in the reranker's run and in the log.
 
     Instantiate:
@@ -77,9 +81,14 @@ class BGERetriever(BaseRetriever):
     score_threshold: float | None = Field(
         default=None, allow_inf_nan=False, description="Lowest relevance_score to return."
     )
+    index_path: str | os.PathLike[str] | None = Field(
+        default=None, description="Folder or file of the index, to guard it against other embeddings."
+    )
     on_rerank_error: Literal["raise", "keep_retrieval_order"] = Field(
         default="raise", description="What happens when the reranker fails."
     )
+
+    _checked: bool = PrivateAttr(default=False)
 
     def __init__(self, **options: Any) -> None:
         """Check the options."""
@@ -95,6 +104,8 @@ class BGERetriever(BaseRetriever):
             raise ValueError("pass vectorstore= for one source, or sources=[...] for several")
         if self.score_threshold is not None and self.reranker is None:
             raise ValueError("score_threshold= is on the reranker's scale; pass reranker= too")
+        if self.index_path is not None and self.vectorstore is None:
+            raise ValueError("index_path= belongs to vectorstore=; with sources=, call bind_index for each store")
         return self
 
     def _get_relevant_documents(
@@ -108,6 +119,7 @@ class BGERetriever(BaseRetriever):
         score_threshold: float | EllipsisType | None = ...,
     ) -> list[Document]:
         search = self._search_kwargs(fetch_k, filter)
+        self._check_index()
         hits = [self._fetch(source, query, search, run_manager) for source in self._sources()]
         candidates = deduplicated(fused(hits))
         limits = self._limits(k, score_threshold)
@@ -130,6 +142,8 @@ class BGERetriever(BaseRetriever):
         score_threshold: float | EllipsisType | None = ...,
     ) -> list[Document]:
         search = self._search_kwargs(fetch_k, filter)
+        if not self._checked:
+            await asyncio.to_thread(self._check_index)
         fetches = [self._afetch(source, query, search, run_manager) for source in self._sources()]
         candidates = deduplicated(fused(await asyncio.gather(*fetches)))
         limits = self._limits(k, score_threshold)
@@ -140,6 +154,12 @@ class BGERetriever(BaseRetriever):
         except Exception as error:  # noqa: BLE001 - whatever fails in the second stage
             return self._without_reranking(candidates, limits[0], error)
         return limited(ordered, *limits)
+
+    def _check_index(self) -> None:
+        if self.index_path is not None and not self._checked:
+            assert self.vectorstore is not None
+            bind_index(self.index_path, self.vectorstore)
+        self._checked = True
 
     def _fetch(
         self, source: Source, query: str, search: dict[str, Any], manager: CallbackManagerForRetrieverRun

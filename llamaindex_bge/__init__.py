@@ -4,10 +4,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from llama_index.core.embeddings.loading import RECOGNIZED_EMBEDDINGS
 
+from llamaindex_bge.binding import bind_index
 from llamaindex_bge.embeddings import BGEEmbedding
 from llamaindex_bge.postprocessor import BGERerank
+from llamaindex_bge.splitting import BGETokenSplitter
 
-__all__ = ["BGEEmbedding", "BGERerank", "__version__"]
+__all__ = ["BGEEmbedding", "BGERerank", "BGETokenSplitter", "__version__", "bind_index"]
 
 try:
     __version__ = version("bge-integrations")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
-from bge_runtime import DEFAULT_RERANKER, InputError, Ranked, Reranker, check_text
+from bge_runtime import DEFAULT_RERANKER, InputError, Ranking, Reranker, check_text
 from llamaindex_bge.events import rerank_events
 from llamaindex_bge.options import LOADING_NAMES, ConfiguredModel, Count, FolderOrName
 
 __all__ = ["BGERerank"]
 
 RETRIEVAL_SCORE = "retrieval_score"
+PARTIAL = "partial_ranking"
 
 
 class BGERerank(ConfiguredModel, BaseNodePostprocessor):
@@ -50,6 +52,9 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
     _runtime_names: ClassVar[dict[str, str]] = {
         "model": "model",
         "normalize": "normalize",
+        "long_document": "long_document",
+        "passage_overlap": "passage_overlap",
+        "vector_cache": "vector_cache",
         **{name: name for name in LOADING_NAMES},
     }
     _renamed: ClassVar[dict[str, str]] = {**ConfiguredModel._renamed, "model_name": "model"}
@@ -63,6 +68,19 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
     score_threshold: float | None = Field(default=None, description="Lowest score to return; None is any.")
     normalize: bool = Field(
         default=True, description="Sigmoid, 0 to 1; False is the raw logit. Late interaction ignores it."
+    )
+    long_document: Literal["truncate", "max_passage"] = Field(
+        default="truncate", description="Read a long document's beginning, or score its best passage."
+    )
+    passage_overlap: Count = Field(default=64, description="Tokens that neighbouring passages share.")
+    vector_cache: Any | None = Field(
+        default=None, exclude=True, description="Remembers the token vectors of late interaction; not dumped."
+    )
+    time_budget_s: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description=f"Seconds until the best order so far is returned, marked metadata[{PARTIAL!r}]; None waits.",
     )
     keep_retrieval_score: bool = Field(
         default=False, description=f"Whether copies of the nodes carry metadata[{RETRIEVAL_SCORE!r}]."
@@ -86,7 +104,7 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         bundle, query, retrieved = _checked(nodes, query_bundle)
         with self._events(retrieved, bundle) as finish:
-            ranking = self._reranker.rank(query, _texts(retrieved), **self._limits()) if retrieved else []
+            ranking = self._reranker.rank(query, _texts(retrieved), **self._limits()) if retrieved else Ranking()
             return finish(self._ordered(retrieved, ranking))
 
     async def _apostprocess_nodes(
@@ -95,7 +113,7 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
         bundle, query, retrieved = _checked(nodes, query_bundle)
         with self._events(retrieved, bundle) as finish:
             texts = _texts(retrieved)
-            ranking = await self._reranker.arank(query, texts, **self._limits()) if retrieved else []
+            ranking = await self._reranker.arank(query, texts, **self._limits()) if retrieved else Ranking()
             return finish(self._ordered(retrieved, ranking))
 
     def _events(
@@ -105,26 +123,31 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
         return rerank_events(self, self.model, nodes, query, top_n)
 
     def _limits(self) -> dict[str, Any]:
-        return {"top_n": self.top_n, "score_threshold": self.score_threshold}
+        return {
+            "top_n": self.top_n,
+            "score_threshold": self.score_threshold,
+            "time_budget_s": self.time_budget_s,
+        }
 
-    def _ordered(self, retrieved: list[NodeWithScore], ranking: Iterable[Ranked]) -> list[NodeWithScore]:
-        return [self._scored(retrieved[ranked.index], ranked.score) for ranked in ranking]
+    def _ordered(self, retrieved: list[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
+        return [self._scored(retrieved[ranked.index], ranked.score, ranking.partial) for ranked in ranking]
 
-    def _scored(self, retrieved: NodeWithScore, score: float) -> NodeWithScore:
+    def _scored(self, retrieved: NodeWithScore, score: float, partial: bool) -> NodeWithScore:
         node = retrieved.node
+        notes: dict[str, Any] = {PARTIAL: True} if partial else {}
         # A node that a reranker has annotated keeps the figure of the retrieval itself.
         if self.keep_retrieval_score and RETRIEVAL_SCORE not in node.metadata:
-            node = _annotated(node, retrieved.score)
-        return NodeWithScore(node=node, score=score)
+            notes[RETRIEVAL_SCORE] = retrieved.score
+        missing = partial and math.isnan(score)
+        return NodeWithScore(node=_annotated(node, notes) if notes else node, score=None if missing else score)
 
 
-def _annotated(node: BaseNode, retrieval_score: float | None) -> BaseNode:
-    """Return a copy that carries the score in its metadata, but not in the text that models read."""
+def _annotated(node: BaseNode, notes: dict[str, Any]) -> BaseNode:
+    """Return a copy that carries the notes in its metadata, but not in the text that models read."""
     hidden = {
-        keys: [*getattr(node, keys), RETRIEVAL_SCORE]
-        for keys in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
+        keys: [*getattr(node, keys), *notes] for keys in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
     }
-    return node.model_copy(update={"metadata": {**node.metadata, RETRIEVAL_SCORE: retrieval_score}, **hidden})
+    return node.model_copy(update={"metadata": {**node.metadata, **notes}, **hidden})
 
 
 def _checked(nodes: Any, query_bundle: QueryBundle | None) -> tuple[QueryBundle, str, list[NodeWithScore]]:

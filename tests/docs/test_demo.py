@@ -14,7 +14,7 @@ import pytest
 
 from tests.docs.pages import ROOT
 
-DEMO = ROOT / "examples" / "quickstart.py"
+DEMO = ROOT / "examples" / "01_quickstart.py"
 QUESTIONS = 3
 
 

@@ -230,6 +230,21 @@ def test_nothing_empty_and_huge_documents_are_answered(found, native_async):
     assert len(ask(retriever, native_async=native_async)) == len(found)
 
 
+class Odd(InMemoryVectorStore):
+    """Gives scores that are no numbers, and less than it was asked for."""
+
+    def similarity_search_with_score(self, query: str, k: int = 4, **more: Any) -> list[tuple[Document, float]]:
+        return [(document, float("nan")) for document in documents()[:2]]
+
+
+def test_a_store_with_scores_that_are_no_numbers_is_reranked_all_the_same(rerank):
+    store = Odd(BGEEmbeddings(model=MINILM))
+    found = BGERetriever(vectorstore=store, reranker=rerank, fetch_k=50, k=10).invoke(QUERY)
+    assert [each.id for each in found] == ["d0", "d1"]
+    assert all(each.metadata["relevance_score"] == each.metadata["relevance_score"] for each in found)
+    assert len(BGERetriever(vectorstore=store, fetch_k=50, k=10).invoke(QUERY)) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

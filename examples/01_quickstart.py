@@ -1,18 +1,13 @@
 """Three questions over real text, through LangChain and through LlamaIndex, on one set of weights.
 
-Prints the models and the kind of reranking in use; for each question the best passages that each framework
-returns, with the reranking score and the retrieval score; whether both frameworks agree; and at the end
-"models loaded: 1" (2 with a separate reranker). Runs offline on the packaged all-MiniLM-L6-v2. With a hub:
-
-    python examples/quickstart.py --model BAAI/bge-small-en-v1.5 --reranker BAAI/bge-reranker-base
+Offline on the packaged all-MiniLM-L6-v2; or --model BAAI/bge-small-en-v1.5 --reranker BAAI/bge-reranker-base
 """
 
 import argparse
-import json
-import re
 import sys
 from pathlib import Path
 
+from corpus import DATA, read_documentation, read_passages
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core import VectorStoreIndex
@@ -22,41 +17,19 @@ import bge_runtime
 import langchain_bge
 import llamaindex_bge
 
-ROOT = Path(__file__).resolve().parents[1]
-QUESTIONS = (
-    "How do I turn the query instruction off?",
-    "Who discovered oxygen?",
-    "Why are fossils of comb jellies so rare?",
-)
+QUESTIONS = ["How do I turn the query instruction off?", "Who discovered oxygen?"]
+QUESTIONS += ["Why are fossils of comb jellies so rare?"]
 FETCH, KEEP = 20, 2
 
 
-def read_corpus(passages: Path, docs: Path) -> dict[str, str]:
-    """Return name -> text: sections of the documentation (prose only), and passages."""
-    corpus = {}
-    for page in sorted(docs.glob("*.md")):
-        prose = re.sub(r"```.*?\n```\n|\|[^\n]*\n", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        for section in prose.split("\n## ")[1:]:
-            corpus[f"{page.name}: {section.splitlines()[0]}"] = section.strip()
-    for file in sorted(passages.glob("*.jsonl")):
-        rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-        corpus |= {row["id"]: row["text"] for row in rows}
-    return corpus
-
-
 def with_langchain(corpus, model, reranker):
-    """Return question -> rows of (name, reranking score, retrieval score)."""
+    """Return a function of a question: rows of (name, reranking score, retrieval score)."""
     store = InMemoryVectorStore(langchain_bge.BGEEmbeddings(model=model))
     store.add_documents([Document(id=name, page_content=text) for name, text in corpus.items()])
-    rerank = langchain_bge.BGERerank(model=reranker, top_n=KEEP)
-
-    def answer(question):
-        found = store.similarity_search_with_score(question, k=FETCH)
-        retrieval = {document.id: score for document, score in found}
-        best = rerank.compress_documents([document for document, _ in found], question)
-        return [(each.id, each.metadata["relevance_score"], retrieval[each.id]) for each in best]
-
-    return answer
+    rerank = langchain_bge.BGERerank(model=reranker)
+    retriever = langchain_bge.BGERetriever(vectorstore=store, reranker=rerank, fetch_k=FETCH, k=KEEP)
+    scores = ("relevance_score", "retrieval_score")
+    return lambda question: [(each.id, *map(each.metadata.get, scores)) for each in retriever.invoke(question)]
 
 
 def with_llamaindex(corpus, model, reranker):
@@ -79,13 +52,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=bge_runtime.DEFAULT_OFFLINE_MODEL)
     parser.add_argument("--reranker", help="default: the embedding model, by late interaction")
-    parser.add_argument("--data", type=Path, default=ROOT / "examples/data", help="*.jsonl: id, text")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of *.jsonl: id, text")
     options = parser.parse_args()
     models = (options.model, options.reranker or options.model)
-    corpus = read_corpus(options.data, ROOT / "docs")
+    corpus = read_documentation() | read_passages(options.data)
     method = bge_runtime.Reranker(models[1]).method.replace("_", " ")
-    print(f"embedding model: {models[0]}\nreranking: {method} with {models[1]}")
-    print(f"corpus: {len(corpus)} passages")
+    print(f"embedding model: {models[0]}\nreranking: {method} with {models[1]}\ncorpus: {len(corpus)} passages")
     builders = {"LangChain": with_langchain, "LlamaIndex": with_llamaindex}
     answers = {name: build(corpus, *models) for name, build in builders.items()}
     for question in QUESTIONS:
@@ -94,8 +66,7 @@ def main():
         for name, rows in results.items():
             print(f"  {name}")
             for key, score, retrieval in rows:
-                start = " ".join(corpus[key].split())[:70]
-                print(f"    {score:.4f} (retrieval {retrieval:.4f})  [{key}] {start}")
+                print(f"    {score:.4f} (retrieval {retrieval:.4f})  [{key}] {' '.join(corpus[key].split())[:70]}")
         passages = {tuple(row[0] for row in rows) for rows in results.values()}
         print(f"  same passages from both: {'yes' if len(passages) == 1 else 'no'}")
     print(f"\nmodels loaded: {len(bge_runtime.loaded_models())}")

@@ -1,0 +1,154 @@
+"""Pairs of query and document to raw scores, by a cross-encoder or by late interaction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_runtime.cache import VectorCache, check_cache
+from bge_runtime.deadline import Deadline
+from bge_runtime.embedder import Embedder
+from bge_runtime.errors import ConfigurationError
+from bge_runtime.inputs import check_count
+from bge_runtime.late_interaction import late_scores
+from bge_runtime.loading import STORE
+from bge_runtime.model import Model
+from bge_runtime.ranking import best_passages
+from bge_runtime.source import ModelSource
+from bge_runtime.spec import ModelSpec
+from bge_runtime.steps import Steps
+
+__all__ = ["LongDocument", "PairScorer"]
+
+INTERACTIVE_PAIRS = 512  # larger calls give way to smaller ones
+
+LongDocument = Literal["truncate", "max_passage"]
+
+
+class PairScorer(Model):
+    """What scores pairs: a cross-encoder, or an embedder's token vectors."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        embedder: Embedder | None,
+        *,
+        long_document: LongDocument,
+        passage_overlap: int,
+        vector_cache: VectorCache | str | os.PathLike[str] | None,
+        **options: Any,
+    ) -> None:
+        """Check the options.
+
+        Args:
+            source: The model.
+            embedder: The caller's embedder, which stays open when this one closes.
+            long_document: `truncate` or `max_passage`.
+            passage_overlap: Tokens that neighbouring passages share.
+            vector_cache: Remembers the token vectors of late interaction.
+            **options: Those of `Model`.
+        """
+        if long_document not in ("truncate", "max_passage"):
+            raise ConfigurationError(
+                f"long_document={long_document!r} is not allowed. Use 'truncate' or 'max_passage'."
+            )
+        self._long_document: LongDocument = long_document
+        self._passage_overlap = check_count(passage_overlap, "passage_overlap")
+        self._cache = check_cache(vector_cache)
+        self._embedder = embedder
+        self._shares_embedder = embedder is not None
+        super().__init__(source, **options)
+
+    @property
+    def method(self) -> Literal["cross_encoder", "late_interaction"]:
+        """How scores arise."""
+        return "late_interaction" if self.spec.kind == "embedder" else "cross_encoder"
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedder whose token vectors late interaction compares.
+
+        Raises:
+            ConfigurationError: The model is a cross-encoder.
+        """
+        if self.method != "late_interaction":
+            raise ConfigurationError(f"{self.model!r} is a cross-encoder and has no vectors. Use an embedder for them.")
+        if self._embedder is None:
+            self._embedder = Embedder(**self._shared_options(), token=self.source.token)
+        return self._embedder
+
+    def warm_up(self) -> Self:
+        """Load the weights ahead of the first call."""
+        if self.method == "late_interaction":
+            self.embedder.warm_up()
+        else:
+            self._hold("score")
+        return self
+
+    def close(self) -> None:
+        """Free the weights if nobody else holds them; an embedder that was passed in stays open."""
+        super().close()
+        if self._embedder is not None and not self._shares_embedder:
+            self._embedder.close()
+
+    def _check_spec(self, spec: ModelSpec) -> None:
+        super()._check_spec(spec)
+        if spec.kind not in ("reranker", "embedder"):
+            raise ConfigurationError(f"{self.model!r} is a {spec.kind} model. Use a reranker or an embedder.")
+
+    @property
+    def _overlap(self) -> int | None:
+        return self._passage_overlap if self._long_document == "max_passage" else None
+
+    def _raw_scores(
+        self, pairs: Sequence[tuple[str, str]], show_progress: bool | None, deadline: Deadline | None = None
+    ) -> Steps[NDArray[np.float32]]:
+        """Score checked pairs, each distinct one once; what the deadline cuts off is NaN."""
+        if not pairs:
+            return np.empty(0, dtype=np.float32)
+        distinct = list(dict.fromkeys(pairs))
+        STORE.counters.add(texts=len(pairs), duplicates=len(pairs) - len(distinct))
+        score = self._late_scores if self.method == "late_interaction" else self._cross_scores
+        scores = yield from score(distinct, show_progress, deadline)
+        position = {pair: index for index, pair in enumerate(distinct)}
+        return scores[[position[pair] for pair in pairs]]
+
+    def _cross_scores(
+        self, pairs: Sequence[tuple[str, str]], show_progress: bool | None, deadline: Deadline | None
+    ) -> Steps[NDArray[np.float32]]:
+        loaded = self._hold("score")
+        rows = yield from self._rows(
+            loaded,
+            pairs,
+            partial(loaded.tokenizing.pairs, overlap=self._overlap),
+            "score",
+            bulk=len(pairs) > INTERACTIVE_PAIRS,
+            show_progress=show_progress,
+            deadline=deadline,
+        )
+        self._note_truncation(rows.cut, len(pairs))
+        scores = np.full(len(pairs), np.nan, dtype=np.float32)
+        best = best_passages(rows.values, rows.passages)
+        scores[: len(best)] = best
+        return scores
+
+    def _late_scores(
+        self, pairs: Sequence[tuple[str, str]], show_progress: bool | None, deadline: Deadline | None
+    ) -> Steps[NDArray[np.float32]]:
+        with self._progress(len({document for _, document in pairs}), show_progress) as progress:
+            scores, cut, asked = yield from late_scores(
+                self.embedder,
+                pairs,
+                bulk=len(pairs) > INTERACTIVE_PAIRS,
+                overlap=self._overlap,
+                deadline=deadline,
+                cache=self._cache,
+                on_progress=progress.update,
+            )
+        self._note_truncation(cut, asked)
+        return scores

@@ -1,0 +1,110 @@
+"""Create, add, query with a filter, delete, save, reload in a new process, query again; another model is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bge_runtime
+from bge_runtime import IndexIdentityError
+from langchain_bge import BGEEmbeddings, BGERerank, BGERetriever, bind_index
+from tests.stores.langchain_stores import STORES, Place, documents, names
+
+MINILM = bge_runtime.DEFAULT_OFFLINE_MODEL
+OTHER = "BAAI/bge-small-en-v1.5"
+QUERY = "Which organ moves blood?"
+
+pytestmark = [
+    pytest.mark.usefixtures("hub_cache"),
+    # The stores' own packages warn about each other.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, hub_cache: Path) -> Path:
+    """A folder with every kind of store, each filled, bound and closed; the document on Berlin is deleted again."""
+    parent = tmp_path_factory.mktemp("stores")
+    for name, kind in STORES.items():
+        folder = parent / name
+        folder.mkdir()
+        place = kind(folder)
+        store = place.open(bind_index(folder, BGEEmbeddings(model=MINILM)))
+        store.add_documents(documents(), ids=place.ids())
+        store.delete([place.ids()[3]])
+        place.close()
+    return parent
+
+
+@pytest.fixture(params=list(STORES))
+def place(request: Any, filled: Path) -> Place:
+    return STORES[request.param](filled / request.param)
+
+
+def child(folder: Path, model: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.stores.langchain_stores", str(folder), model]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert ended.returncode == 0, ended.stderr
+    answers: dict[str, Any] = json.loads(ended.stdout)
+    return answers
+
+
+def test_two_stages_on_a_reopened_store(place: Place) -> None:
+    store = place.open(BGEEmbeddings(model=MINILM))
+    retriever = BGERetriever(vectorstore=store, reranker=BGERerank(model=MINILM, top_n=2), index_path=place.folder)
+    found = retriever.invoke(QUERY)
+    place.close()
+    assert names(found) == ["heart", "blood"]
+    assert {"relevance_score", "retrieval_score", "retrieval_rank"} <= found[0].metadata.keys()
+
+
+def test_a_filter_reaches_the_store(place: Place) -> None:
+    store = place.open(BGEEmbeddings(model=MINILM))
+    retriever = BGERetriever(vectorstore=store, fetch_k=5, k=5)
+    found = retriever.invoke(QUERY, filter=place.filter("cities"))
+    place.close()
+    assert names(found) == ["paris"]
+
+
+def test_deleted_and_added_documents_show(place: Place) -> None:
+    store = place.open(BGEEmbeddings(model=MINILM))
+    everything = BGERetriever(vectorstore=store, fetch_k=10, k=10)
+    assert sorted(names(everything.invoke(QUERY))) == ["blood", "heart", "lungs", "paris"]
+    before = bge_runtime.stats()["inputs"]
+    store.add_documents([documents()[3]], ids=[place.ids()[3]])
+    assert bge_runtime.stats()["inputs"] - before == 1
+    assert names(everything.invoke("capital of Germany"))[0] == "berlin"
+    store.delete([place.ids()[3]])
+    assert "berlin" not in names(everything.invoke("capital of Germany"))
+    place.close()
+
+
+def test_another_query_instruction_may_ask(place: Place) -> None:
+    bind_index(place.folder, BGEEmbeddings(model=MINILM, query_instruction="Find: "))
+
+
+def test_another_model_may_not(place: Place) -> None:
+    with pytest.raises(IndexIdentityError, match=OTHER):
+        bind_index(place.folder, BGEEmbeddings(model=OTHER))
+
+
+def test_a_new_process_finds_the_same(filled: Path) -> None:
+    answers = child(filled, MINILM)
+    assert set(answers) == set(STORES)
+    for name, answer in answers.items():
+        assert answer == {"found": ["blood", "heart", "lungs"]}, name
+
+
+def test_a_new_process_with_another_model_is_refused_by_every_store(filled: Path) -> None:
+    answers = child(filled, OTHER)
+    assert set(answers) == set(STORES)
+    for name, answer in answers.items():
+        assert set(answer) == {"bind_index", "query"}, name
+        for message in answer.values():
+            assert MINILM in message, name
+            assert OTHER in message, name

@@ -9,9 +9,11 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bge_runtime.backends import Backend
 from bge_runtime.counters import Counters
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger("bge_runtime")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,16 +126,7 @@ class ModelStore:
         found = self._hold(key, source, holder)
         if found is not None:
             return found
-        with self._loading:
-            found = self._hold(key, source, holder)
-            if found is not None:
-                return found
-            logger.info("Loading %r (%s).", source.name, executions[0].reason)
-            model, events = self._load(source, task, executions)
-            with self._lock:
-                self._models[key] = model
-                model.holders[holder] = source.keep_alive_s
-                model.note_keep_alive()
+        model, events = _on_own_thread(partial(self._hold_or_load, key, source, task, executions, holder))
         for event in events:
             self.hooks.tell(event)
         return model
@@ -190,6 +185,26 @@ class ModelStore:
                 model.note_keep_alive()
             return model
 
+    def _hold_or_load(
+        self,
+        key: str,
+        source: ModelSource,
+        task: Literal["embed", "score"],
+        executions: list[Execution],
+        holder: object,
+    ) -> tuple[LoadedModel, list[LoadEvent]]:
+        with self._loading:
+            found = self._hold(key, source, holder)
+            if found is not None:
+                return found, []
+            logger.info("Loading %r (%s).", source.name, executions[0].reason)
+            model, events = self._load(source, task, executions)
+            with self._lock:
+                self._models[key] = model
+                model.holders[holder] = source.keep_alive_s
+                model.note_keep_alive()
+            return model, events
+
     def _load(
         self, source: ModelSource, task: Literal["embed", "score"], executions: list[Execution]
     ) -> tuple[LoadedModel, list[LoadEvent]]:
@@ -247,6 +262,28 @@ class ModelStore:
             bytes=backend.bytes,
         )
         return backend, event
+
+
+def _on_own_thread(function: Callable[[], T]) -> T:
+    """Run a function on a thread that ends with it.
+
+    Each thread that computes with OpenMP keeps threads of its own until it ends. With those of a caller that loads
+    beside the worker's there are more than cores, and OpenMP then lets all of them sleep between two operations:
+    short batches would take a third longer.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = threading.Thread(target=work, name="bge-load", daemon=True)
+    thread.start()
+    result = future.result()
+    thread.join()
+    return result
 
 
 STORE = ModelStore()

@@ -40,6 +40,7 @@ def answers(output: str) -> list[Answer]:
 
 def run_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     monkeypatch.setattr(sys, "argv", [str(DEMO), *arguments])
+    monkeypatch.syspath_prepend(str(DEMO.parent))
     runpy.run_path(str(DEMO), run_name="__main__")
     return capsys.readouterr().out
 

@@ -11,6 +11,7 @@ import bge_runtime
 BUILTINS = {
     "ConfigurationError": ValueError,
     "UnknownArgumentError": TypeError,
+    "IndexIdentityError": ValueError,
     "InputError": (ValueError, TypeError),
     "InputTooLongError": ValueError,
     "ModelNotFoundError": LookupError,

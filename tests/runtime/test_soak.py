@@ -209,7 +209,7 @@ def futures(monkeypatch):
 
 @pytest.mark.timeout(3 * SECONDS + 100)
 @pytest.mark.parametrize(
-    ("options", "seconds"), [({}, SECONDS), ({"devices": ["cpu", "cpu"]}, SECONDS / 2)], ids=["single", "replicas"]
+    ("options", "seconds"), [({}, SECONDS), ({"devices": ["cpu", "cpu"]}, SECONDS / 4)], ids=["single", "replicas"]
 )
 async def test_results_stay_right_and_nothing_hangs_under_load_and_faults(faults, futures, options, seconds):
     before, counted = set(threading.enumerate()), bge_runtime.stats()

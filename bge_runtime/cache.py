@@ -219,6 +219,7 @@ def cached_vectors(
     texts: Sequence[str],
     compute: Callable[[Sequence[str]], Steps[NDArray[np.float32]]],
     portion: Callable[[], int],
+    on_progress: Callable[[int], object],
 ) -> Steps[NDArray[np.float32]]:
     """Return a vector per text, computing those that the cache lacks and storing them portion by portion.
 
@@ -228,14 +229,17 @@ def cached_vectors(
         texts: Distinct texts.
         compute: Gives float32 of shape (number of texts, dimension).
         portion: Says about how many characters to compute between two writes: what a killed process loses at most.
+        on_progress: Called with the number of texts just found or stored.
     """
     found = cache.get(identity, texts)
     missing = [index for index, vector in enumerate(found) if vector is None]
+    on_progress(len(texts) - len(missing))
     for part in _portions(texts, missing, portion() if missing else 0):
         vectors = yield from compute([texts[index] for index in part])
         cache.put(identity, [texts[index] for index in part], vectors)
         for index, vector in zip(part, vectors, strict=True):
             found[index] = vector
+        on_progress(len(part))
     return np.stack([vector for vector in found if vector is not None])
 
 

@@ -276,7 +276,7 @@ def _on_own_thread(function: Callable[[], T]) -> T:
     def work() -> None:
         try:
             future.set_result(function())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
             future.set_exception(error)
 
     thread = threading.Thread(target=work, name="bge-load", daemon=True)

@@ -187,7 +187,7 @@ class Model(ABC):
         With a deadline, small windows are computed in order, and those that it cuts off are missing at the end.
         """
         batch_tokens = self._batch_tokens or loaded.batch_tokens
-        window, in_flight = (WINDOW, IN_FLIGHT) if deadline is None else (DEADLINE_WINDOW, len(items))
+        window, in_flight = (WINDOW, IN_FLIGHT) if deadline is None else (DEADLINE_WINDOW, len(items) + 1)
         pending: deque[Job] = deque()
         rows = Rows()
         with self._progress(len(items), show_progress) as progress:
@@ -210,15 +210,9 @@ class Model(ABC):
                     )
                     pending.append(loaded.engine.submit(job))
                     if len(pending) == in_flight:
-                        rows.values += yield pending[0].future
-                        pending.popleft()
-                while pending:
-                    future = pending[0].future
-                    found = yield (future if deadline is None else deadline.limit(future))
-                    if found is None:
-                        break
-                    rows.values += found
-                    pending.popleft()
+                        yield from _collect(pending, rows, deadline)
+                while pending and (yield from _collect(pending, rows, deadline)):
+                    pass
             finally:
                 for job in pending:
                     job.future.cancel()
@@ -274,6 +268,17 @@ class Model(ABC):
     def _progress(self, total: int, shown: bool | None) -> tqdm[Any]:
         visible = self._show_progress if shown is None else shown
         return tqdm(total=total, desc=self.model, unit="text", disable=not visible)
+
+
+def _collect(pending: deque[Job], rows: Rows, deadline: Deadline | None) -> Steps[bool]:
+    """Add the results of the oldest job to the rows; `False` if the deadline came first."""
+    future = pending[0].future
+    found = yield (future if deadline is None else deadline.limit(future))
+    if found is None:
+        return False
+    rows.values += found
+    pending.popleft()
+    return True
 
 
 def _rebuild(kind: type[Model], options: dict[str, Any]) -> Model:

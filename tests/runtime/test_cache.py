@@ -227,3 +227,13 @@ def test_a_wrong_cache_is_refused(wrong):
 def test_wrong_options_are_refused(options):
     with pytest.raises(bge_runtime.ConfigurationError):
         VectorCache(**options)
+
+
+def test_one_progress_bar_covers_what_is_found_and_what_is_computed(hub_cache, cache, capsys):
+    embedder = Embedder("BAAI/bge-small-en-v1.5", vector_cache=cache, batch_tokens=32, show_progress=True)
+    embedder.encode_documents(TEXTS[:10])
+    capsys.readouterr()
+    embedder.encode_documents([text * 20 for text in TEXTS] + TEXTS[:10])
+    shown = capsys.readouterr().err
+    assert "50/50" in shown
+    assert shown.count("0%|") <= 2  # drawn first, and perhaps at 100%

@@ -357,3 +357,35 @@ def _until(condition):
 
 def _workers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("bge-BAAI")]
+
+
+def test_weights_are_read_on_a_thread_that_ends_with_it(hub_cache, fresh_store, monkeypatch):
+    """A caller's own OpenMP threads beside the worker's would be more than cores: then all of them sleep a lot."""
+    from bge_runtime import loading
+
+    threads = []
+    read = loading.read_backend
+
+    def noting(*arguments):
+        threads.append(threading.current_thread())
+        return read(*arguments)
+
+    monkeypatch.setattr(loading, "read_backend", noting)
+    bge_runtime.Embedder("BAAI/bge-small-en-v1.5").encode_queries(["panda"])
+    (thread,) = threads
+    assert thread is not threading.main_thread()
+    assert not thread.is_alive()
+
+
+def test_an_error_of_loading_reaches_the_caller(hub_cache, fresh_store, monkeypatch):
+    from bge_runtime import loading
+
+    def fail(*arguments):
+        raise bge_runtime.BackendError("injected")
+
+    monkeypatch.setattr(loading, "read_backend", fail)
+    embedder = bge_runtime.Embedder("BAAI/bge-small-en-v1.5")
+    with pytest.raises(bge_runtime.BackendError, match="injected"):
+        embedder.encode_queries(["panda"])
+    monkeypatch.undo()
+    assert embedder.encode_queries(["panda"]).shape == (1, embedder.dimension)

@@ -168,6 +168,17 @@ def test_no_time_at_all_keeps_the_order_and_passes_no_threshold(hub_cache, monke
     assert reranker.rank(QUERY, DOCUMENTS[1:], time_budget_s=0.01, score_threshold=-100) == []
 
 
+@pytest.mark.parametrize("count", [1, 2, 17])
+def test_few_documents_are_not_waited_for_either(hub_cache, monkeypatch, count):
+    reranker = Reranker(CROSS).warm_up()
+    slowed(monkeypatch, 1.5)
+    started = time.perf_counter()
+    ranking = reranker.rank(QUERY, [f"panda {n}" for n in range(count)], time_budget_s=0.05)
+    assert time.perf_counter() - started < 1
+    assert ranking.partial
+    assert len(ranking) == count
+
+
 async def test_the_async_twin_keeps_to_the_budget(hub_cache, monkeypatch):
     reranker = Reranker(CROSS, batch_size=4).warm_up()
     slowed(monkeypatch, 0.3)

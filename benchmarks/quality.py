@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -43,15 +42,12 @@ STATED = {"float32": (0.99999, 0.0005), "bfloat16": (0.9999, 0.002), "int8": (0.
 Vectors = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-def embed(collection: Collection, mode: str) -> tuple[Vectors, float]:
-    """Return the vectors of documents and queries, and the seconds that the documents took."""
+def embed(collection: Collection, mode: str) -> Vectors:
+    """Return the vectors of documents and queries."""
     backend, precision = mode.split(":")
     with Embedder(MODEL, backend=backend, precision=precision, device="cpu", truncation="silent") as embedder:
-        embedder.warm_up()
-        started = time.perf_counter()
         documents = embedder.encode_documents(collection.documents.values(), show_progress=True)
-        seconds = time.perf_counter() - started
-        return (documents, embedder.encode_queries(collection.queries.values())), seconds
+        return documents, embedder.encode_queries(collection.queries.values())
 
 
 def quality(collection: Collection, vectors: Vectors) -> float:
@@ -65,14 +61,13 @@ def quality(collection: Collection, vectors: Vectors) -> float:
     return ndcg_at_10(ranking, collection.judgements)
 
 
-def compare(collection: Collection, vectors: Vectors, reference: Vectors, seconds: float) -> dict[str, Any]:
+def compare(collection: Collection, vectors: Vectors, reference: Vectors) -> dict[str, Any]:
     """Return one mode's figures."""
     cosines = np.concatenate([(mine * exact).sum(1) for mine, exact in zip(vectors, reference, strict=True)])
     return {
         "ndcg_at_10": round(quality(collection, vectors), 4),
         "cosine_min": round(float(cosines.min()), 6),
         "cosine_mean": round(float(cosines.mean()), 6),
-        "documents_per_s": round(len(vectors[0]) / seconds, 1),
         "documents": len(collection.documents),
         "queries": len(collection.queries),
         "machine": machine(),
@@ -95,8 +90,7 @@ def problems(entries: dict[str, Any]) -> Iterator[str]:
 
 def line(entry: dict[str, Any]) -> str:
     """Return one mode's figures as text."""
-    shown = f"nDCG@10 {entry['ndcg_at_10']:.4f}  cosine {entry['cosine_min']:.6f} min {entry['cosine_mean']:.6f} mean"
-    return f"{shown}  {entry['documents_per_s']} documents/s"
+    return f"nDCG@10 {entry['ndcg_at_10']:.4f}  cosine {entry['cosine_min']:.6f} min {entry['cosine_mean']:.6f} mean"
 
 
 def draw(entries: dict[str, Any], file: Path) -> None:
@@ -139,12 +133,12 @@ def main(arguments: list[str] | None = None) -> int:
         if mode in entries and reference is not None:
             continue
         try:
-            vectors, seconds = embed(collection, mode)
+            vectors = embed(collection, mode)
         except ConfigurationError as error:  # the backend is not installed
             entries[mode] = {"missing": str(error)}
             continue
         reference = vectors if reference is None else reference
-        entries[mode] = compare(collection, vectors, reference, seconds)
+        entries[mode] = compare(collection, vectors, reference)
         file.write_text(json.dumps(results, indent=2) + "\n")
     for mode, entry in entries.items():
         print(f"{mode:18} {entry.get('missing') or line(entry)}")

@@ -26,6 +26,7 @@ import bge_runtime
 from bge_runtime import BatchEvent, Hook, VectorCache
 
 KILLS = 3
+LATEST_S = 4.0  # after a point was passed
 PORTION = 8 * 2048 * 4  # characters computed between two writes with the default batch_tokens of a CPU
 
 
@@ -76,6 +77,7 @@ def interrupted(options: argparse.Namespace, folder: Path, total: int) -> list[d
                 time.sleep(0.05)
                 progress.update(cache.stats.entries - progress.n)
                 if point is not None and cache.stats.entries >= max(point, stored + 1):
+                    time.sleep(dice.uniform(0, LATEST_S))  # somewhere between two writes
                     process.kill()
                     break
             code = process.wait()

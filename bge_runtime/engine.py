@@ -51,7 +51,7 @@ class Engine:
         self._busy = 0
         self._idle_since = time.monotonic()
         self._keep_alive_s: float | None = None
-        self._closed = False
+        self._closed = self._ending = False
 
     @property
     def closed(self) -> bool:
@@ -99,6 +99,8 @@ class Engine:
             job.future.set_result([])
             return job
         with self._changed:
+            if self._ending:
+                return job
             if self._closed:
                 raise EngineStoppedError(f"Model {self.name!r} was unloaded while the call was on its way. Call again.")
             self._start_workers()
@@ -108,7 +110,15 @@ class Engine:
         return job
 
     def stop(self) -> None:
-        """Take no more jobs, and end the workers after the batches that they are computing."""
+        """End the workers because the process ends; calls that are pending or come now are never answered.
+
+        Only daemon threads can still make them, and an error there would be printed.
+        """
+        self._ending = True
+        self._join_workers()
+
+    def _join_workers(self) -> None:
+        """Take no more jobs, and wait for the batches that are being computed."""
         with self._changed:
             self._closed = True
             workers = [replica.worker for replica in self.replicas]
@@ -118,8 +128,8 @@ class Engine:
                 worker.join()
 
     def close(self) -> None:
-        """Stop, fail what is pending, and free the weights."""
-        self.stop()
+        """End the workers, fail what is pending, and free the weights."""
+        self._join_workers()
         with self._changed:
             jobs = self._queue.clear()
             sizes = [replica.free() for replica in self.replicas]

@@ -152,10 +152,7 @@ class ModelStore:
         self.pool.close()
 
     def stop(self) -> None:
-        """End all threads because the process ends.
-
-        Pending calls are left alone: only daemon threads still wait for them, and an error there would be printed.
-        """
+        """End all threads because the process ends."""
         with self._lock:
             models = list(self._models.values())
         for model in models:

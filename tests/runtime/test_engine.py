@@ -250,3 +250,11 @@ def test_while_queries_come_an_ingestion_works_in_small_bites(monkeypatch):
     assert [len(queue.take_batch(pads=False, most_tokens=None)) for _ in range(2)] == [1, 1]
     now[0] += 5.0
     assert len(queue.take_batch(pads=False, most_tokens=None)) == 32
+
+
+def test_a_call_that_comes_while_the_process_ends_gets_no_answer_and_no_error(engine, fake_backend):
+    engine.submit(job_of(1)).future.result(TIMEOUT_S)
+    engine.stop()
+    late = engine.submit(job_of(2))
+    assert not late.future.done()
+    assert fake_backend.batches == [[1]]

@@ -196,7 +196,8 @@ def draw(name: str, figures: dict[str, dict[str, Any]], file: Path) -> None:
     for axes, label in ((left, f"nDCG@10, {name}"), (right, "milliseconds per query, median")):
         axes.set_xticks([0.2, 1.2], names)
         axes.set_ylabel(label)
-        axes.legend(fontsize=8, loc="lower right")
+        axes.margins(y=0.2)
+        axes.legend(fontsize=8, loc="upper right", ncols=2)
     figure.savefig(file, dpi=120)
 
 

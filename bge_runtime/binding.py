@@ -48,7 +48,7 @@ def bind_index(
 
     Raises:
         IndexIdentityError: Another embedder filled the index, or its record is damaged.
-        ConfigurationError: An argument has a value that is not allowed.
+        ConfigurationError: An argument has a value that is not allowed, or the record cannot be written or read.
     """
     if on_mismatch not in ("raise", "warn", "replace"):
         raise ConfigurationError(f"on_mismatch={on_mismatch!r} is not allowed. Use 'raise', 'warn' or 'replace'.")
@@ -56,11 +56,15 @@ def bind_index(
         raise ConfigurationError(f"embedder={embedder!r} is not allowed. Pass a bge_runtime.Embedder.")
     file = _record_file(Path(path).expanduser(), collection)
     own = _description(embedder)
-    if on_mismatch == "replace":
-        _write(file, own, replace=True)
-    elif not file.exists():
-        _write(file, own, replace=False)
-    known = _read(file)  # also when written: another process may have been faster
+    try:
+        if on_mismatch == "replace" or not file.exists():
+            _write(file, own, replace=on_mismatch == "replace")
+        known = _read(file)  # also when written: another process may have been faster
+    except OSError as error:
+        raise ConfigurationError(
+            f"The record {str(file)!r} of who filled the index cannot be written or read ({error}). "
+            "Name the folder or file of the index, in a place that you may write to."
+        ) from error
     if known["identity"] == own["identity"]:
         return
     message = _explanation(path, known, own)

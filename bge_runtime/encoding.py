@@ -99,7 +99,13 @@ class TextEncoder(Model):
     def token_identity(self) -> str:
         """Like `identity`, for `encode_tokens`: neither instructions nor pooling matter."""
         source = self.source
-        parts = ["tokens", source.weights_digest, self.max_length, source.precision_class, source.vector_arguments]
+        parts = [
+            "tokens with their length",
+            source.weights_digest,
+            self.max_length,
+            source.precision_class,
+            source.vector_arguments,
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     @property

@@ -85,21 +85,26 @@ def _passages(
     found: dict[str, list[NDArray[np.float32]]] = {}
     if cache is not None:
         known = cache.get(embedder.token_identity, texts)
-        size = embedder.spec.dimension or 0
-        found = {text: [flat.reshape(-1, size)] for text, flat in zip(texts, known, strict=True) if flat is not None}
+        # The first number is the length of a vector, since a cache keeps numbers without a shape.
+        found = {
+            text: [flat[1:].reshape(-1, int(flat[0]))]
+            for text, flat in zip(texts, known, strict=True)
+            if flat is not None
+        }
     missing = [text for text in texts if text not in found]
     if not missing:
         return found, 0
-    rows = yield from embedder.token_steps(missing, bulk=bulk, overlap=overlap, deadline=deadline)
-    values = iter(rows.values)
+    result = yield from embedder.token_steps(missing, bulk=bulk, overlap=overlap, deadline=deadline)
+    values = iter(result.values)
     computed = {
         text: passages
-        for text, size in zip(missing, rows.passages, strict=False)
+        for text, size in zip(missing, result.passages, strict=False)
         if len(passages := list(islice(values, size))) == size
     }
     if cache is not None:
-        cache.put(embedder.token_identity, list(computed), [passage for (passage,) in computed.values()])
-    return found | computed, rows.cut
+        flat = [np.concatenate([[rows.shape[1]], rows.ravel()]) for (rows,) in computed.values()]
+        cache.put(embedder.token_identity, list(computed), flat)
+    return found | computed, result.cut
 
 
 def _windows(documents: Sequence[str]) -> Iterator[list[str]]:

@@ -118,15 +118,7 @@ class ModelStore:
         """
         source.check_supported()
         folder = os.path.realpath(source.folder)  # before torch is imported: a missing model fails at once
-        executions = source.executions
-        check_alike(executions)
-        ways = [[each.backend, each.device, each.precision] for each in executions]
-        extras = [source.trust_remote_code, source.model_kwargs, source.processor_kwargs, source.config_kwargs]
-        key = json.dumps([folder, task, ways, source.calibration, extras], default=repr, sort_keys=True)
-        found = self._hold(key, source, holder)
-        if found is not None:
-            return found
-        model, events = _on_own_thread(partial(self._hold_or_load, key, source, task, executions, holder))
+        model, events = _on_own_thread(partial(self._hold_or_load, folder, source, task, holder))
         for event in events:
             self.hooks.tell(event)
         return model
@@ -183,13 +175,16 @@ class ModelStore:
             return model
 
     def _hold_or_load(
-        self,
-        key: str,
-        source: ModelSource,
-        task: Literal["embed", "score"],
-        executions: list[Execution],
-        holder: object,
+        self, folder: str, source: ModelSource, task: Literal["embed", "score"], holder: object
     ) -> tuple[LoadedModel, list[LoadEvent]]:
+        executions = source.executions
+        check_alike(executions)
+        ways = [[each.backend, each.device, each.precision] for each in executions]
+        extras = [source.trust_remote_code, source.model_kwargs, source.processor_kwargs, source.config_kwargs]
+        key = json.dumps([folder, task, ways, source.calibration, extras], default=repr, sort_keys=True)
+        found = self._hold(key, source, holder)
+        if found is not None:
+            return found, []
         with self._loading:
             found = self._hold(key, source, holder)
             if found is not None:
@@ -266,7 +261,7 @@ def _on_own_thread(function: Callable[[], T]) -> T:
 
     Each thread that computes with OpenMP keeps threads of its own until it ends. With those of a caller that loads
     beside the worker's there are more than cores, and OpenMP then lets all of them sleep between two operations:
-    short batches would take a third longer.
+    short batches would take a third longer. And an interrupt ends the caller's wait, but not an import halfway.
     """
     future: Future[T] = Future()
 

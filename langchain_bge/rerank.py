@@ -18,7 +18,7 @@ from langchain_bge.configured import LOADING_NAMES, ConfiguredModel, Count
 __all__ = ["BGERerank", "ScoringModel"]
 
 TopN = int | EllipsisType | None
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
 
 class ScoringModel(ConfiguredModel):

@@ -80,6 +80,7 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
         default=None,
         gt=0,
         allow_inf_nan=False,
+        strict=True,
         description=f"Seconds until the best order so far is returned, marked metadata[{PARTIAL!r}]; None waits.",
     )
     keep_retrieval_score: bool = Field(

@@ -147,3 +147,9 @@ def test_a_new_process_knows_it_too(tmp_path, hub_cache):
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 1
     assert "IndexIdentityError: The index at" in ended.stderr
+
+
+def test_a_place_that_cannot_be_written_is_an_error_of_ours(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="cannot be written or read"):
+        bind_index(tmp_path / "file" / "index", Embedder(SMALL))

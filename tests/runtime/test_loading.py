@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import signal
 import threading
 import time
 import weakref
@@ -389,3 +390,28 @@ def test_an_error_of_loading_reaches_the_caller(hub_cache, fresh_store, monkeypa
         embedder.encode_queries(["panda"])
     monkeypatch.undo()
     assert embedder.encode_queries(["panda"]).shape == (1, embedder.dimension)
+
+
+def test_an_interrupt_during_the_first_load_loses_nothing(hub_cache, fresh_store, monkeypatch):
+    from bge_runtime import loading
+
+    begun, going_on = threading.Event(), threading.Event()
+    read = loading.read_backend
+
+    def slow(*arguments):
+        begun.set()
+        assert going_on.wait(10)
+        return read(*arguments)
+
+    def interrupt():
+        begun.wait(10)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(loading, "read_backend", slow)
+    threading.Thread(target=interrupt).start()
+    embedder = bge_runtime.Embedder("BAAI/bge-small-en-v1.5")
+    with pytest.raises(KeyboardInterrupt):
+        embedder.encode_queries(["panda"])
+    going_on.set()
+    assert embedder.encode_queries(["panda"]).shape == (1, embedder.dimension)
+    assert len(bge_runtime.loaded_models()) == 1

@@ -18,16 +18,9 @@ from langchain_core.vectorstores import VectorStore
 
 from bge_runtime import IndexIdentityError
 from langchain_bge import BGEEmbeddings, BGERetriever, bind_index
+from tests.stores.facts import FACTS, QUERY
 
 __all__ = ["STORES", "Place", "documents", "names"]
-
-FACTS = {
-    "heart": ("The heart pumps blood through the body.", "body"),
-    "lungs": ("The lungs take in oxygen.", "body"),
-    "paris": ("Paris is the capital of France.", "cities"),
-    "berlin": ("Berlin is the capital of Germany.", "cities"),
-    "blood": ("Blood carries oxygen to every cell.", "body"),
-}
 
 
 def documents() -> list[Document]:
@@ -168,7 +161,7 @@ def main() -> None:
         store = place.open(BGEEmbeddings(model=model))
         try:
             retriever = BGERetriever(vectorstore=store, index_path=place.folder, fetch_k=3, k=3)
-            answer["found"] = names(retriever.invoke("Which organ moves blood?"))
+            answer["found"] = names(retriever.invoke(QUERY))
         except IndexIdentityError as error:
             answer["query"] = str(error)
         answers[name] = answer

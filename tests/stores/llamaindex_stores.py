@@ -19,16 +19,9 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from bge_runtime import IndexIdentityError
 from llamaindex_bge import BGEEmbedding, bind_index
+from tests.stores.facts import FACTS, QUERY
 
 __all__ = ["STORES", "Place", "nodes"]
-
-FACTS = {
-    "heart": ("The heart pumps blood through the body.", "body"),
-    "lungs": ("The lungs take in oxygen.", "body"),
-    "paris": ("Paris is the capital of France.", "cities"),
-    "berlin": ("Berlin is the capital of Germany.", "cities"),
-    "blood": ("Blood carries oxygen to every cell.", "body"),
-}
 
 
 def nodes() -> list[TextNode]:
@@ -162,7 +155,7 @@ def main() -> None:
         answer: dict[str, Any] = {}
         try:
             index = place.open(bind_index(place.folder, BGEEmbedding(model)))
-            found = index.as_retriever(similarity_top_k=3).retrieve("Which organ moves blood?")
+            found = index.as_retriever(similarity_top_k=3).retrieve(QUERY)
             answer["found"] = [each.node.metadata["name"] for each in found]
             place.close(index)
         except IndexIdentityError as error:

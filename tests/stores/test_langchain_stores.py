@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +10,8 @@ import pytest
 import bge_runtime
 from bge_runtime import IndexIdentityError
 from langchain_bge import BGEEmbeddings, BGERerank, BGERetriever, bind_index
+from tests.stores.facts import MINILM, OTHER, QUERY, answers_of_a_new_process
 from tests.stores.langchain_stores import STORES, Place, documents, names
-
-MINILM = bge_runtime.DEFAULT_OFFLINE_MODEL
-OTHER = "BAAI/bge-small-en-v1.5"
-QUERY = "Which organ moves blood?"
 
 pytestmark = [
     pytest.mark.usefixtures("hub_cache"),
@@ -44,14 +38,6 @@ def filled(tmp_path_factory: pytest.TempPathFactory, hub_cache: Path) -> Path:
 @pytest.fixture(params=list(STORES))
 def place(request: Any, filled: Path) -> Place:
     return STORES[request.param](filled / request.param)
-
-
-def child(folder: Path, model: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.stores.langchain_stores", str(folder), model]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert ended.returncode == 0, ended.stderr
-    answers: dict[str, Any] = json.loads(ended.stdout)
-    return answers
 
 
 def test_two_stages_on_a_reopened_store(place: Place) -> None:
@@ -94,14 +80,14 @@ def test_another_model_may_not(place: Place) -> None:
 
 
 def test_a_new_process_finds_the_same(filled: Path) -> None:
-    answers = child(filled, MINILM)
+    answers = answers_of_a_new_process("tests.stores.langchain_stores", filled, MINILM)
     assert set(answers) == set(STORES)
     for name, answer in answers.items():
         assert answer == {"found": ["blood", "heart", "lungs"]}, name
 
 
 def test_a_new_process_with_another_model_is_refused_by_every_store(filled: Path) -> None:
-    answers = child(filled, OTHER)
+    answers = answers_of_a_new_process("tests.stores.langchain_stores", filled, OTHER)
     assert set(answers) == set(STORES)
     for name, answer in answers.items():
         assert set(answer) == {"bind_index", "query"}, name

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +11,8 @@ from llama_index.core.vector_stores import MetadataFilters
 import bge_runtime
 from bge_runtime import IndexIdentityError
 from llamaindex_bge import BGEEmbedding, BGERerank, bind_index
+from tests.stores.facts import MINILM, OTHER, QUERY, answers_of_a_new_process
 from tests.stores.llamaindex_stores import STORES, Place, nodes
-
-MINILM = bge_runtime.DEFAULT_OFFLINE_MODEL
-OTHER = "BAAI/bge-small-en-v1.5"
-QUERY = "Which organ moves blood?"
 
 pytestmark = [
     pytest.mark.usefixtures("hub_cache"),
@@ -51,14 +45,6 @@ def names(found: list[Any]) -> list[str]:
     return [each.node.metadata["name"] for each in found]
 
 
-def child(folder: Path, model: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.stores.llamaindex_stores", str(folder), model]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert ended.returncode == 0, ended.stderr
-    answers: dict[str, Any] = json.loads(ended.stdout)
-    return answers
-
-
 def test_two_stages_on_a_reopened_store(place: Place) -> None:
     index = place.open(BGEEmbedding(MINILM))
     before = bge_runtime.stats()["inputs"]
@@ -89,14 +75,14 @@ def test_another_model_may_not(place: Place) -> None:
 
 
 def test_a_new_process_finds_the_same(filled: Path) -> None:
-    answers = child(filled, MINILM)
+    answers = answers_of_a_new_process("tests.stores.llamaindex_stores", filled, MINILM)
     assert set(answers) == set(STORES)
     for name, answer in answers.items():
         assert answer == {"found": ["blood", "heart", "lungs"]}, name
 
 
 def test_a_new_process_with_another_model_is_refused_by_every_store(filled: Path) -> None:
-    answers = child(filled, OTHER)
+    answers = answers_of_a_new_process("tests.stores.llamaindex_stores", filled, OTHER)
     assert set(answers) == set(STORES)
     for name, answer in answers.items():
         assert list(answer) == ["refused"], name

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any, TypeVar
 
-__all__ = ["in_threads", "ticks_during"]
+__all__ = ["in_threads", "on_own_thread", "ticks_during"]
 
 T = TypeVar("T")
 
@@ -43,3 +43,13 @@ def in_threads(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(start, calls))
+
+
+def on_own_thread(call: Callable[[], T]) -> T:
+    """Return what `call` returns on a thread that ends with it.
+
+    OpenVINO gives a thread that loads a model a signal stack of its own and takes it away with the model: after that,
+    any signal with a handler would end the process.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()

@@ -19,6 +19,7 @@ from bge_runtime.backends.cache import cache_folder, read_entry, write_entry
 from bge_runtime.errors import ConfigurationError
 from tests.checkpoint_files import Checkpoint
 from tests.checkpoints import write_checkpoint
+from tests.contracts.concurrency import on_own_thread
 
 ROOT = Path(__file__).parents[2]
 SMALL = Checkpoint(name="somebody/small", family="bert", hidden=64, seed=51)
@@ -52,7 +53,8 @@ def folder(tmp_path):
 
 
 def load(name, folder, precision="float32"):
-    return load_backend(name, LoadRequest(name="small", folder=folder, task="embed", device="cpu", precision=precision))
+    request = LoadRequest(name="small", folder=folder, task="embed", device="cpu", precision=precision)
+    return on_own_thread(lambda: load_backend(name, request))
 
 
 def vectors(backend):

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_runtime.backends import LoadRequest, load_backend
+from bge_runtime import backends
+from bge_runtime.backends import LoadRequest
 from bge_runtime.backends.onnx_file import ModelWriter
 from bge_runtime.backends.packing import Places, groups, pack
 from bge_runtime.errors import BackendError, ConfigurationError, OutOfMemoryError, UnsupportedModelError
 from bge_runtime.tokenizing import TokenSequence
 from tests.checkpoint_files import Checkpoint
 from tests.checkpoints import fine_tuned_folder, two_label_folder, write_checkpoint
+from tests.contracts.concurrency import on_own_thread
 
 TOLERANCE = 1e-5
 LENGTHS = (7, 1, 512, 30, 30, 3, 128, 31, 200, 30)
@@ -63,6 +65,10 @@ def loaded(tmp_path_factory):
 
     written: set[str] = set()
     return load
+
+
+def load_backend(name, request):
+    return on_own_thread(lambda: backends.load_backend(name, request))
 
 
 def request_of(folder, task="embed", precision="float32", **changes):

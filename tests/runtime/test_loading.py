@@ -420,3 +420,16 @@ def test_an_interrupt_during_the_first_load_loses_nothing(hub_cache, fresh_store
     going_on.set()
     assert embedder.encode_queries(["panda"]).shape == (1, embedder.dimension)
     assert len(bge_runtime.loaded_models()) == 1
+
+
+def test_a_signal_is_survived_after_openvino_was_unloaded(hub_cache, fresh_store):
+    """OpenVINO takes the loading thread's signal stack away with the model; that must not be the main thread's."""
+    pytest.importorskip("openvino")
+    seen = []
+    handler = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    with bge_runtime.Embedder("BAAI/bge-small-en-v1.5", backend="openvino") as embedder:
+        embedder.encode_queries(["panda"])
+    gc.collect()
+    signal.raise_signal(signal.SIGTERM)  # would end the process at once, without a word
+    signal.signal(signal.SIGTERM, handler)
+    assert seen == [signal.SIGTERM]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bge_runtime.hub import download, locate
     from bge_runtime.inputs import check_text, check_texts
     from bge_runtime.loading import LoadedModelInfo, add_hook, loaded_models, remove_hook, stats, unload_models
+    from bge_runtime.outputs import EncodedTexts, lexical_score
     from bge_runtime.ranking import Ranked, Ranking, order_scores
     from bge_runtime.reranker import Reranker
     from bge_runtime.spec import (
@@ -60,6 +61,7 @@ _HOME = {
     "DEFAULT_RERANKER": "spec",
     "DeviceChoice": "devices",
     "Embedder": "embedder",
+    "EncodedTexts": "outputs",
     "ErrorEvent": "hooks",
     "Execution": "execution",
     "Hook": "hooks",
@@ -82,6 +84,7 @@ _HOME = {
     "choose_execution": "execution",
     "download": "hub",
     "get_spec": "spec",
+    "lexical_score": "outputs",
     "list_models": "spec",
     "loaded_models": "loading",
     "locate": "hub",
@@ -103,6 +106,7 @@ __all__ = [
     "ConfigurationError",
     "DeviceChoice",
     "Embedder",
+    "EncodedTexts",
     "EngineStoppedError",
     "ErrorEvent",
     "Execution",
@@ -135,6 +139,7 @@ __all__ = [
     "choose_execution",
     "download",
     "get_spec",
+    "lexical_score",
     "list_models",
     "loaded_models",
     "locate",

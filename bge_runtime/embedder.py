@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.cache import VectorCache
-from bge_runtime.encoding import TextEncoder
 from bge_runtime.inputs import check_count, check_text, check_texts
 from bge_runtime.instructions import Role
 from bge_runtime.loading import STORE
 from bge_runtime.model import Truncation
+from bge_runtime.multi_output import MultiOutputEncoder
 from bge_runtime.source import ModelSource
 from bge_runtime.spec import DEFAULT_EMBEDDER, ModelSpec
 from bge_runtime.steps import arun, run
@@ -23,7 +23,7 @@ from bge_runtime.steps import arun, run
 __all__ = ["Embedder"]
 
 
-class Embedder(TextEncoder):
+class Embedder(MultiOutputEncoder):
     """An embedding model: queries and documents in, float32 vectors out.
 
     Nothing is loaded before the first call. Embedders that differ only in instructions, lengths, pooling or

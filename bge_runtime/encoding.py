@@ -16,6 +16,7 @@ from bge_runtime.backends import Output
 from bge_runtime.cache import VectorCache, cached_vectors, check_cache
 from bge_runtime.deadline import Deadline
 from bge_runtime.errors import ConfigurationError
+from bge_runtime.hub import weights_digest
 from bge_runtime.inputs import check_count, check_texts
 from bge_runtime.instructions import Instructions, Role, resolve_instructions
 from bge_runtime.loading import STORE, LoadedModel
@@ -109,6 +110,11 @@ class TextEncoder(Model):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     @property
+    def output_identity(self) -> str:
+        """Like `token_identity`, for the outputs of further heads."""
+        return f"{self.token_identity} {weights_digest(self.source.folder, heads=True)}"
+
+    @property
     def document_identity(self) -> str:
         """Like `identity`, without the query side: what an index of documents depends on."""
         return self._digest([])
@@ -191,19 +197,27 @@ class TextEncoder(Model):
 
     def _computed(self, texts: Sequence[str], role: Role, show_progress: bool | None) -> Steps[NDArray[np.float32]]:
         """Compute one vector per text."""
-        instructions = self._instructions
         pooling: Output = self.spec.pooling or "model"
         loaded = self._acquire()
         rows = yield from self._rows(
             loaded,
-            [instructions.apply(text, role) for text in texts],
+            self._applied(texts, role),
             loaded.tokenizing.texts,
             pooling,
             bulk=role == "document",
             show_progress=show_progress,
         )
         self._note_truncation(rows.cut, len(texts))
-        vectors = np.stack(rows.values)[:, : self._truncate_dim]
+        return self._scaled(rows.values)
+
+    def _applied(self, texts: Sequence[str], role: Role) -> list[str]:
+        instructions = self._instructions
+        return [instructions.apply(text, role) for text in texts]
+
+    def _scaled(self, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        if not rows:
+            return np.empty((0, self.dimension), dtype=np.float32)
+        vectors = np.stack(rows)[:, : self._truncate_dim]
         return np.ascontiguousarray(unit_rows(vectors) if self.normalize else vectors, dtype=np.float32)
 
     def _portion(self) -> int:

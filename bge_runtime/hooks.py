@@ -70,7 +70,7 @@ class BatchEvent(ModelEvent):
     """A forward pass was made.
 
     Attributes:
-        output: What was computed: `cls`, `mean`, `last` or `model` for vectors, `tokens`, `score`.
+        output: What was computed: `cls`, `mean`, `last` or `model` for vectors, `tokens`, `lexical`, `all`, `score`.
         inputs: Texts or pairs in the batch.
         jobs: Calls that shared it.
         tokens: Tokens of the inputs.

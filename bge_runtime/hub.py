@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from bge_runtime.errors import ConfigurationError, HubUnreachableError, ModelNotFoundError, UnsafeWeightsError
 from bge_runtime.spec import DEFAULT_OFFLINE_MODEL, ModelSpec, find_spec, nearest_names
 
-__all__ = ["download", "locate", "weight_files", "weights_digest"]
+__all__ = ["HEADS", "download", "head_files", "locate", "weight_files", "weights_digest"]
 
 REQUEST_TIMEOUT_S = 3.0
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "tokenizer.model", "spiece.model")
@@ -33,6 +33,7 @@ UNUSED = (
     "*.png",
 )
 PICKLES = ("pytorch_model*.bin",)
+HEADS = ("sparse_linear", "colbert_linear")  # of bge-m3, beside its weights
 
 
 class _SilentTqdm(tqdm):  # type: ignore[type-arg]
@@ -112,10 +113,25 @@ def weight_files(folder: Path) -> list[Path]:
     return found or sorted(file for pattern in PICKLES for file in folder.glob(pattern))
 
 
-def weights_digest(folder: Path) -> str:
-    """Return a SHA-256 that names the weights, the same wherever they are stored."""
+def head_files(folder: Path) -> dict[str, Path]:
+    """Return the files of the further heads, by name: safetensors where there are any, else pickles."""
+    found = {}
+    for name in HEADS:
+        files = [file for suffix in ("safetensors", "pt") if (file := folder / f"{name}.{suffix}").exists()]
+        if files:
+            found[name] = files[0]
+    return found
+
+
+def weights_digest(folder: Path, *, heads: bool = False) -> str:
+    """Return a SHA-256 that names the weights, the same wherever they are stored.
+
+    Args:
+        folder: Folder with the model's files.
+        heads: Whether those of the further heads belong to it.
+    """
     digests = []
-    for file in weight_files(folder):
+    for file in [*weight_files(folder), *(head_files(folder).values() if heads else ())]:
         # The hub's cache names large files by their SHA-256.
         blob = file.resolve().name
         if re.fullmatch(r"[0-9a-f]{64}", blob):

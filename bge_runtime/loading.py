@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -21,6 +21,7 @@ from bge_runtime.devices import default_batch_tokens
 from bge_runtime.engine import Engine
 from bge_runtime.execution import Execution
 from bge_runtime.hooks import Hook, Hooks, LoadEvent
+from bge_runtime.memo import Memo
 from bge_runtime.reading import check_alike, place_of, read_backend
 from bge_runtime.replica import Replica
 from bge_runtime.source import ModelSource
@@ -79,6 +80,7 @@ class LoadedModel:
     engine: Engine
     batch_tokens: int
     holders: weakref.WeakKeyDictionary[object, float | None]
+    memo: Memo = field(default_factory=Memo)
 
     def note_keep_alive(self) -> None:
         """Keep idle weights for as long as the most patient holder wants."""
@@ -100,6 +102,7 @@ class ModelStore:
         self.counters = Counters()
         self.hooks = Hooks()
         self._models: dict[str, LoadedModel] = {}
+        self._sparse_views = weakref.WeakKeyDictionary[object, object]()
         self._reset_locks()
 
     def _reset_locks(self) -> None:
@@ -122,6 +125,16 @@ class ModelStore:
         for event in events:
             self.hooks.tell(event)
         return model
+
+    def expect_sparse(self, view: object, model: object) -> None:
+        """Note that sparse vectors of a model will be asked for as long as `view` lives."""
+        with self._lock:
+            self._sparse_views[view] = model
+
+    def expects_sparse(self, model: object) -> bool:
+        """Whether sparse vectors of a model will be asked for."""
+        with self._lock:
+            return model in self._sparse_views.values()
 
     def release(self, holder: object) -> None:
         """Forget a holder, and free the weights that nobody else holds."""

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 from bge_runtime.inputs import check_count
 
-__all__ = ["Ranked", "Ranking", "best_passages", "max_similarity", "mix", "order_scores", "sigmoid"]
+__all__ = [
+    "Ranked",
+    "Ranking",
+    "best_passages",
+    "max_similarity",
+    "mix",
+    "order_scores",
+    "sigmoid",
+    "sparse_product",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +81,25 @@ def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(np.where(logits >= 0, 1, small) / (1 + small), dtype=np.float32)
 
 
-def max_similarity(query: NDArray[np.float32], document: NDArray[np.float32]) -> np.float32:
+def max_similarity(query: NDArray[np.float32], document: NDArray[np.float32]) -> float:
     """Return the mean over query vectors of the best dot product with a document vector (ColBERT's MaxSim).
 
     Args:
         query: Unit vectors, shape (query tokens, dimension).
         document: Unit vectors, shape (document tokens, dimension).
     """
-    return np.float32((query @ document.T).max(axis=1).mean())
+    return float((query @ document.T).max(axis=1).mean())
+
+
+def sparse_product(
+    left_ids: NDArray[np.int64],
+    left_weights: NDArray[np.float32],
+    right_ids: NDArray[np.int64],
+    right_weights: NDArray[np.float32],
+) -> float:
+    """Return the dot product of two sparse vectors, each given as distinct ids and their weights."""
+    _, left, right = np.intersect1d(left_ids, right_ids, assume_unique=True, return_indices=True)
+    return float(left_weights[left] @ right_weights[right])
 
 
 def best_passages(scores: Sequence[float], sizes: Sequence[int]) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from bge_runtime.errors import ConfigurationError
 from bge_runtime.inputs import check_count, check_pairs, check_text, check_texts
 from bge_runtime.loading import STORE
 from bge_runtime.model import Truncation
+from bge_runtime.modes import Mode
 from bge_runtime.ranking import Ranked, Ranking, mix, order_scores, sigmoid
 from bge_runtime.scoring import LongDocument, PairScorer
 from bge_runtime.source import ModelSource
@@ -39,6 +40,8 @@ class Reranker(PairScorer):
         model: str | os.PathLike[str] | ModelSpec | Embedder = DEFAULT_RERANKER,
         *,
         normalize: bool = False,
+        mode: Mode | None = None,
+        weights: Sequence[float] | None = None,
         long_document: LongDocument = "truncate",
         passage_overlap: int = 64,
         vector_cache: VectorCache | str | os.PathLike[str] | None = None,
@@ -69,6 +72,10 @@ class Reranker(PairScorer):
             model: Name, folder or spec of a reranker or an embedder, or an `Embedder`, whose own options then hold.
             normalize: Whether a cross-encoder's scores go through a sigmoid, to lie between 0 and 1. Late interaction
                 is a cosine already and stays as it is.
+            mode: What is compared of an embedder's outputs. `multi_vector` (the default): one vector per token, from
+                the trained head where the model has one (bge-m3). `sparse`, `dense`, and `hybrid`, the weighted mean
+                of the three, are for models with such heads.
+            weights: In `hybrid`, those of the dense, the sparse and the multi-vector score; `None` is 0.4, 0.2, 0.4.
             long_document: What becomes of a document that does not fit: `truncate` reads its beginning; `max_passage`
                 reads all of it in overlapping passages, and the best one's score is the document's.
             passage_overlap: Tokens that neighbouring passages share; at most half a passage.
@@ -133,6 +140,8 @@ class Reranker(PairScorer):
             long_document=long_document,
             passage_overlap=passage_overlap,
             vector_cache=vector_cache,
+            mode=mode,
+            weights=weights,
             max_length=max_length,
             truncation=truncation,
             batch_size=batch_size,
@@ -156,6 +165,7 @@ class Reranker(PairScorer):
             self.source.precision_class,
             self.source.vector_arguments,
             *([] if self._overlap is None else [self._overlap]),
+            *([self.mode, *self._weights] if "multi_vector" in self.spec.outputs else []),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -250,6 +260,8 @@ class Reranker(PairScorer):
         own = {
             "long_document": self._long_document,
             "passage_overlap": self._passage_overlap,
+            "mode": self._mode,
+            "weights": self._weights if self._mode == "hybrid" else None,
             "vector_cache": self._cache,
         }
         return {**shared, **own, "normalize": self._normalize}

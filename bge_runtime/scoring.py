@@ -15,9 +15,10 @@ from bge_runtime.deadline import Deadline
 from bge_runtime.embedder import Embedder
 from bge_runtime.errors import ConfigurationError
 from bge_runtime.inputs import check_count
-from bge_runtime.late_interaction import late_scores
+from bge_runtime.late_interaction import Comparison, comparison_of, late_scores
 from bge_runtime.loading import STORE
 from bge_runtime.model import Model
+from bge_runtime.modes import Mode, check_mode, check_weights
 from bge_runtime.ranking import best_passages
 from bge_runtime.source import ModelSource
 from bge_runtime.spec import ModelSpec
@@ -41,6 +42,8 @@ class PairScorer(Model):
         long_document: LongDocument,
         passage_overlap: int,
         vector_cache: VectorCache | str | os.PathLike[str] | None,
+        mode: Mode | None,
+        weights: Sequence[float] | None,
         **options: Any,
     ) -> None:
         """Check the options.
@@ -51,6 +54,8 @@ class PairScorer(Model):
             long_document: `truncate` or `max_passage`.
             passage_overlap: Tokens that neighbouring passages share.
             vector_cache: Remembers the token vectors of late interaction.
+            mode: What of an embedder's outputs is compared.
+            weights: Of the dense, the sparse and the multi-vector score in `hybrid`.
             **options: Those of `Model`.
         """
         if long_document not in ("truncate", "max_passage"):
@@ -60,6 +65,8 @@ class PairScorer(Model):
         self._long_document: LongDocument = long_document
         self._passage_overlap = check_count(passage_overlap, "passage_overlap")
         self._cache = check_cache(vector_cache)
+        self._mode: Mode | None = mode
+        self._weights = check_weights(mode, weights)
         self._embedder = embedder
         self._shares_embedder = embedder is not None
         super().__init__(source, **options)
@@ -100,6 +107,23 @@ class PairScorer(Model):
         super()._check_spec(spec)
         if spec.kind not in ("reranker", "embedder"):
             raise ConfigurationError(f"{self.model!r} is a {spec.kind} model. Use a reranker or an embedder.")
+
+        check_mode(spec, self._mode)
+
+    @property
+    def mode(self) -> Mode | None:
+        """What of an embedder's outputs is compared; `None` for a cross-encoder."""
+        return (self._mode or "multi_vector") if self.method == "late_interaction" else None
+
+    @property
+    def _comparison(self) -> Comparison:
+        made = comparison_of(self.embedder, self._mode or "multi_vector", self._weights)
+        if made.whole_numbers and self._cache is not None and self._cache.storage != "float32":
+            raise ConfigurationError(
+                f"vector_cache={self._cache!r} rounds token ids, which mode={self._mode!r} needs. "
+                "Use storage='float32', or mode='multi_vector'."
+            )
+        return made
 
     @property
     def _overlap(self) -> int | None:
@@ -144,6 +168,7 @@ class PairScorer(Model):
             scores, cut, asked = yield from late_scores(
                 self.embedder,
                 pairs,
+                self._comparison,
                 bulk=len(pairs) > INTERACTIVE_PAIRS,
                 overlap=self._overlap,
                 deadline=deadline,

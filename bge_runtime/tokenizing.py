@@ -110,6 +110,15 @@ class Tokenizing:
             passages.append(len(parts))
         return TokenizedTexts(sequences, truncated, passages)
 
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token, `None` if it is not in the vocabulary."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def token(self, token_id: int) -> str:
+        """Return the token of an id, as the vocabulary writes it."""
+        return str(self._tokenizer.id_to_token(token_id))
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text, special tokens included, uncut."""
         return [len(ids) + self._single.size for ids in self._content(texts)]

@@ -6,6 +6,7 @@ from importlib import import_module
 
 from bge_runtime.backends.base import Backend, LoadRequest, Output
 from bge_runtime.errors import ConfigurationError
+from bge_runtime.hub import head_files
 
 __all__ = ["BACKENDS", "Backend", "LoadRequest", "Output", "check_backend_name", "load_backend"]
 
@@ -32,4 +33,8 @@ def check_backend_name(name: str) -> str:
 def load_backend(name: str, request: LoadRequest) -> Backend:
     """Load weights into the named backend."""
     backend: Backend = import_module(BACKENDS[name]).load(request)
+    if request.task == "embed" and head_files(request.folder):
+        from bge_runtime.backends.heads import BackendWithHeads
+
+        return BackendWithHeads(backend, request.folder, request.device)
     return backend

@@ -18,8 +18,9 @@ __all__ = ["Backend", "LoadRequest", "Output"]
 # What a forward pass returns for each input:
 #   cls, mean, last, model   one vector, float32 [dimension], not normalised
 #   tokens                   a vector per token, float32 [tokens, dimension], special tokens included
+#   lexical, all             a row for `outputs.unpack_outputs`: first token and lexical weights; token vectors as well
 #   score                    one raw logit, float32 []
-Output = Literal["cls", "mean", "last", "model", "tokens", "score"]
+Output = Literal["cls", "mean", "last", "model", "tokens", "lexical", "all", "score"]
 
 
 @dataclass(frozen=True, kw_only=True)

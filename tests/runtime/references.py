@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-__all__ = ["late_interaction", "pair_logit", "snapshot_of", "token_states", "unit", "vector"]
+__all__ = [
+    "Heads",
+    "late_interaction",
+    "m3",
+    "m3_scores",
+    "pair_logit",
+    "snapshot_of",
+    "token_states",
+    "unit",
+    "vector",
+]
 
 
 def snapshot_of(hub_cache: Path, name: str) -> Path:
@@ -61,6 +71,39 @@ def late_interaction(folder: Path, query: str, document: str, *, max_length: int
     left = unit(token_states(folder, query, max_length))
     right = unit(token_states(folder, document, max_length))
     return float(np.mean([max(float(a @ b) for b in right) for a in left]))
+
+
+class Heads(NamedTuple):
+    """What bge-m3 says of a text: unit vector, weight by token id, unit vectors of all tokens but the first."""
+
+    dense: np.ndarray
+    sparse: dict[int, float]
+    vectors: np.ndarray
+
+
+def m3(folder: Path, text: str, *, max_length: int) -> Heads:
+    """Return the three outputs, as FlagEmbedding's `M3ForInference` defines them."""
+    states = token_states(folder, text, max_length)
+    first, last = _special(folder)
+    ids = [first, *_content(folder, text)[: max_length - 2], last]
+    lexical, colbert = (torch.load(folder / f"{name}_linear.pt", weights_only=True) for name in ("sparse", "colbert"))
+    weights = np.maximum(states @ lexical["weight"][0].double().numpy() + float(lexical["bias"][0]), 0)
+    sparse: dict[int, float] = {}
+    for token, weight in zip(ids, weights, strict=True):
+        if token not in (0, 1, 2, 3) and weight > sparse.get(token, 0):
+            sparse[token] = float(weight)
+    vectors = states[1:] @ colbert["weight"].double().numpy().T + colbert["bias"].double().numpy()
+    return Heads(unit(states[0]), sparse, unit(vectors))
+
+
+def m3_scores(folder: Path, query: str, document: str, *, max_length: int) -> dict[str, float]:
+    """Return the score of each kind of output."""
+    left, right = (m3(folder, text, max_length=max_length) for text in (query, document))
+    return {
+        "dense": float(left.dense @ right.dense),
+        "sparse": sum(weight * right.sparse.get(token, 0.0) for token, weight in left.sparse.items()),
+        "multi_vector": float(np.mean([max(float(a @ b) for b in right.vectors) for a in left.vectors])),
+    }
 
 
 @cache

@@ -19,7 +19,7 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture(params=["BAAI/bge-small-en-v1.5", "BAAI/bge-m3"])
+@pytest.fixture(params=["BAAI/bge-small-en-v1.5", "BAAI/bge-small-zh-v1.5"])
 def model(request):
     return request.param
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         list_models,
         register_model,
     )
+    from bge_runtime.token_index import TokenHit, TokenIndex
 
 try:
     __version__ = version("bge-integrations")
@@ -76,6 +77,8 @@ _HOME = {
     "Ranked": "ranking",
     "Ranking": "ranking",
     "Reranker": "reranker",
+    "TokenHit": "token_index",
+    "TokenIndex": "token_index",
     "UnloadEvent": "hooks",
     "VectorCache": "cache",
     "add_hook": "loading",
@@ -129,6 +132,8 @@ __all__ = [
     "Ranked",
     "Ranking",
     "Reranker",
+    "TokenHit",
+    "TokenIndex",
     "UnknownArgumentError",
     "UnloadEvent",
     "UnsafeWeightsError",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 from bge_runtime.cache import VectorCache
 from bge_runtime.deadline import Deadline
 from bge_runtime.embedder import Embedder
+from bge_runtime.instructions import Role
 from bge_runtime.modes import Mode
 from bge_runtime.outputs import TextOutputs, pack_outputs, unpack_outputs
 from bge_runtime.ranking import max_similarity, sparse_product
 from bge_runtime.steps import Steps
+from bge_runtime.token_pooling import pool_each
 
-__all__ = ["Comparison", "comparison_of", "late_scores"]
+__all__ = ["Comparison", "comparison_of", "document_vectors", "late_scores", "query_vectors"]
 
 Weights = tuple[float, float, float]
 NOTHING = TextOutputs(np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
@@ -43,7 +46,10 @@ class Comparison:
     Attributes:
         read: Body that computes one value per passage of each text; arguments of `Embedder.token_steps`.
         score: Relevance of a document's value for a query's.
-        identity: What changes values, for a cache.
+        vectors: The token vectors of a value.
+        with_vectors: A value with other token vectors.
+        token_pooling: How many token vectors of a document are merged into one.
+        computed_identity: What changes values that are not pooled.
         to_numbers: A value as numbers, for a cache.
         from_numbers: The value of such numbers.
         whole_numbers: Whether the numbers hold token ids, which need a cache of float32.
@@ -51,25 +57,42 @@ class Comparison:
 
     read: Callable[..., Steps[Any]]
     score: Callable[[Any, Any], float]
-    identity: Callable[[], str]
+    vectors: Callable[[Any], NDArray[np.float32]]
+    with_vectors: Callable[[Any, NDArray[np.float32]], Any]
+    token_pooling: int
+    computed_identity: Callable[[], str]
     to_numbers: Callable[[Any], NDArray[np.float32]]
     from_numbers: Callable[[NDArray[np.float32]], Any]
     whole_numbers: bool
 
+    def identity(self, role: Role) -> str:
+        """Return what changes values, for a cache; queries are never pooled."""
+        pooled = role == "document" and self.token_pooling > 1
+        return f"{self.computed_identity()} pooled {self.token_pooling}" if pooled else self.computed_identity()
 
-def comparison_of(embedder: Embedder, mode: Mode, weights: Weights) -> Comparison:
+    def pooled(self, values: Sequence[Any]) -> list[Any]:
+        """Return the values of documents with their token vectors merged."""
+        vectors = pool_each([self.vectors(value) for value in values], self.token_pooling)
+        return [self.with_vectors(value, each) for value, each in zip(values, vectors, strict=True)]
+
+
+def comparison_of(embedder: Embedder, mode: Mode, weights: Weights, token_pooling: int = 1) -> Comparison:
     """Return the comparison of a mode.
 
     Args:
         embedder: Reads the texts.
         mode: `multi_vector` takes the model's trained head, or where it has none the states of all tokens.
         weights: Of the dense, the sparse and the multi-vector score in `hybrid`.
+        token_pooling: How many token vectors of a document are merged into one.
     """
     if mode == "multi_vector" and "multi_vector" not in embedder.spec.outputs:
         return Comparison(
             read=embedder.token_steps,
             score=max_similarity,
-            identity=lambda: embedder.token_identity,
+            vectors=lambda value: value,
+            with_vectors=lambda _, vectors: vectors,
+            token_pooling=token_pooling,
+            computed_identity=lambda: embedder.token_identity,
             to_numbers=_flat,
             from_numbers=_rows,
             whole_numbers=False,
@@ -95,7 +118,10 @@ def comparison_of(embedder: Embedder, mode: Mode, weights: Weights) -> Compariso
     return Comparison(
         read=embedder.output_steps,
         score=score,
-        identity=lambda: f"{embedder.output_identity} {'vectors' if only_vectors else 'all'}",
+        vectors=lambda value: value.vectors,
+        with_vectors=lambda value, vectors: value._replace(vectors=vectors),
+        token_pooling=token_pooling,
+        computed_identity=lambda: f"{embedder.output_identity} {'vectors' if only_vectors else 'all'}",
         to_numbers=(lambda value: _flat(value.vectors)) if only_vectors else pack_outputs,
         from_numbers=(lambda numbers: NOTHING._replace(vectors=_rows(numbers))) if only_vectors else unpack_outputs,
         whole_numbers=not only_vectors,
@@ -131,7 +157,7 @@ def late_scores(
     scores = np.full(len(pairs), np.nan, dtype=np.float32)
     reader = _Reader(comparison, deadline)
     queries = list(dict.fromkeys(query for query, _ in pairs))
-    query_values, cut = yield from reader.passages(queries, bulk=False, cache=cache)
+    query_values, cut = yield from reader.passages(queries, role="query", cache=cache)
     places: dict[str, list[int]] = defaultdict(list)
     for index, (query, document) in enumerate(pairs):
         if query in query_values:
@@ -139,7 +165,9 @@ def late_scores(
     # Windows of like lengths; when time is short, the first documents first.
     documents = list(places) if deadline else sorted(places, key=len)
     for window in _windows(documents, embedder):
-        found, more = yield from reader.passages(window, bulk=bulk, overlap=overlap, cache=None if overlap else cache)
+        found, more = yield from reader.passages(
+            window, role="document", bulk=bulk, overlap=overlap, cache=None if overlap else cache
+        )
         cut += more
         for document, passages in found.items():
             for index in places[document]:
@@ -149,20 +177,74 @@ def late_scores(
     return scores, cut, len(queries) + len(documents)
 
 
+def query_vectors(
+    query: str, comparison: Comparison, *, cache: VectorCache | None
+) -> Steps[tuple[NDArray[np.float32], int]]:
+    """Return a query's token vectors, float32 of shape (tokens, dimension), and whether it was cut (0 or 1)."""
+    found, cut = yield from _Reader(comparison, None).passages([query], role="query", cache=cache)
+    (value,) = found[query]
+    return comparison.vectors(value), cut
+
+
+def document_vectors(
+    embedder: Embedder,
+    texts: Sequence[str],
+    comparison: Comparison,
+    *,
+    overlap: int | None,
+    cache: VectorCache | None,
+    keep: Callable[[str, list[NDArray[np.float32]]], object],
+    on_progress: Callable[[int], object],
+) -> Steps[int]:
+    """Read documents a few hundred at a time, those of like lengths together.
+
+    Args:
+        embedder: What the comparison reads with.
+        texts: Checked, distinct texts.
+        comparison: How texts are read.
+        overlap: As for `late_scores`.
+        cache: As for `late_scores`.
+        keep: Called once per text with the token vectors of its passages, float32 of shape (tokens, dimension).
+        on_progress: Called with the number of texts just read.
+
+    Returns:
+        The number of texts cut to the model's length.
+    """
+    reader = _Reader(comparison, None)
+    cut = 0
+    for window in _windows(sorted(texts, key=len), embedder):
+        found, more = yield from reader.passages(
+            window, role="document", bulk=True, overlap=overlap, cache=None if overlap else cache
+        )
+        cut += more
+        for text, passages in found.items():
+            keep(text, [comparison.vectors(value) for value in passages])
+        on_progress(len(window))
+    return cut
+
+
 class _Reader:
     def __init__(self, comparison: Comparison, deadline: Deadline | None) -> None:
         self._comparison = comparison
         self._deadline = deadline
 
     def passages(
-        self, texts: Sequence[str], *, bulk: bool, overlap: int | None = None, cache: VectorCache | None
+        self,
+        texts: Sequence[str],
+        *,
+        role: Role,
+        bulk: bool = False,
+        overlap: int | None = None,
+        cache: VectorCache | None,
     ) -> Steps[tuple[dict[str, list[Any]], int]]:
         """Return the values of each text's passages, and how many texts were cut; late ones are missing."""
-        found = self._known(texts, cache)
+        found = self._known(texts, role, cache)
         missing = [text for text in texts if text not in found]
         if not missing:
             return found, 0
         result = yield from self._comparison.read(missing, bulk=bulk, overlap=overlap, deadline=self._deadline)
+        if role == "document" and self._comparison.token_pooling > 1:
+            result.values = yield partial(self._comparison.pooled, result.values)
         values = iter(result.values)
         computed = {
             text: passages
@@ -171,13 +253,13 @@ class _Reader:
         }
         if cache is not None:
             numbers = [self._comparison.to_numbers(value) for (value,) in computed.values()]
-            cache.put(self._comparison.identity(), list(computed), numbers)
+            cache.put(self._comparison.identity(role), list(computed), numbers)
         return found | computed, result.cut
 
-    def _known(self, texts: Sequence[str], cache: VectorCache | None) -> dict[str, list[Any]]:
+    def _known(self, texts: Sequence[str], role: Role, cache: VectorCache | None) -> dict[str, list[Any]]:
         if cache is None:
             return {}
-        known = cache.get(self._comparison.identity(), texts)
+        known = cache.get(self._comparison.identity(role), texts)
         return {
             text: [self._comparison.from_numbers(numbers)]
             for text, numbers in zip(texts, known, strict=True)

@@ -42,6 +42,7 @@ class Reranker(PairScorer):
         normalize: bool = False,
         mode: Mode | None = None,
         weights: Sequence[float] | None = None,
+        token_pooling: int = 1,
         long_document: LongDocument = "truncate",
         passage_overlap: int = 64,
         vector_cache: VectorCache | str | os.PathLike[str] | None = None,
@@ -76,6 +77,8 @@ class Reranker(PairScorer):
                 the trained head where the model has one (bge-m3). `sparse`, `dense`, and `hybrid`, the weighted mean
                 of the three, are for models with such heads.
             weights: In `hybrid`, those of the dense, the sparse and the multi-vector score; `None` is 0.4, 0.2, 0.4.
+            token_pooling: In `multi_vector`: merge each document's token vectors to one per so many, 1 (off) to 8.
+                Fewer numbers to hold and to cache, for a small loss; queries keep all of theirs.
             long_document: What becomes of a document that does not fit: `truncate` reads its beginning; `max_passage`
                 reads all of it in overlapping passages, and the best one's score is the document's.
             passage_overlap: Tokens that neighbouring passages share; at most half a passage.
@@ -142,6 +145,7 @@ class Reranker(PairScorer):
             vector_cache=vector_cache,
             mode=mode,
             weights=weights,
+            token_pooling=token_pooling,
             max_length=max_length,
             truncation=truncation,
             batch_size=batch_size,
@@ -166,6 +170,7 @@ class Reranker(PairScorer):
             self.source.vector_arguments,
             *([] if self._overlap is None else [self._overlap]),
             *([self.mode, *self._weights] if "multi_vector" in self.spec.outputs else []),
+            *([] if self._token_pooling == 1 else [f"pooled {self._token_pooling}"]),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -262,6 +267,7 @@ class Reranker(PairScorer):
             "passage_overlap": self._passage_overlap,
             "mode": self._mode,
             "weights": self._weights if self._mode == "hybrid" else None,
+            "token_pooling": self._token_pooling,
             "vector_cache": self._cache,
         }
         return {**shared, **own, "normalize": self._normalize}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -15,7 +17,13 @@ from bge_runtime.deadline import Deadline
 from bge_runtime.embedder import Embedder
 from bge_runtime.errors import ConfigurationError
 from bge_runtime.inputs import check_count
-from bge_runtime.late_interaction import Comparison, comparison_of, late_scores
+from bge_runtime.late_interaction import (
+    Comparison,
+    comparison_of,
+    document_vectors,
+    late_scores,
+    query_vectors,
+)
 from bge_runtime.loading import STORE
 from bge_runtime.model import Model
 from bge_runtime.modes import Mode, check_mode, check_weights
@@ -23,6 +31,7 @@ from bge_runtime.ranking import best_passages
 from bge_runtime.source import ModelSource
 from bge_runtime.spec import ModelSpec
 from bge_runtime.steps import Steps
+from bge_runtime.token_pooling import check_token_pooling
 
 __all__ = ["LongDocument", "PairScorer"]
 
@@ -44,6 +53,7 @@ class PairScorer(Model):
         vector_cache: VectorCache | str | os.PathLike[str] | None,
         mode: Mode | None,
         weights: Sequence[float] | None,
+        token_pooling: int,
         **options: Any,
     ) -> None:
         """Check the options.
@@ -56,6 +66,7 @@ class PairScorer(Model):
             vector_cache: Remembers the token vectors of late interaction.
             mode: What of an embedder's outputs is compared.
             weights: Of the dense, the sparse and the multi-vector score in `hybrid`.
+            token_pooling: How many token vectors of a document are merged into one.
             **options: Those of `Model`.
         """
         if long_document not in ("truncate", "max_passage"):
@@ -67,6 +78,7 @@ class PairScorer(Model):
         self._cache = check_cache(vector_cache)
         self._mode: Mode | None = mode
         self._weights = check_weights(mode, weights)
+        self._token_pooling = check_token_pooling(token_pooling, mode)
         self._embedder = embedder
         self._shares_embedder = embedder is not None
         super().__init__(source, **options)
@@ -109,6 +121,11 @@ class PairScorer(Model):
             raise ConfigurationError(f"{self.model!r} is a {spec.kind} model. Use a reranker or an embedder.")
 
         check_mode(spec, self._mode)
+        if self._token_pooling > 1 and spec.kind != "embedder":
+            raise ConfigurationError(
+                f"token_pooling={self._token_pooling} is for late interaction, and {spec.id!r} is a cross-encoder, "
+                "which has no token vectors. Leave it out, or use an embedder."
+            )
 
     @property
     def mode(self) -> Mode | None:
@@ -116,8 +133,67 @@ class PairScorer(Model):
         return (self._mode or "multi_vector") if self.method == "late_interaction" else None
 
     @property
+    def token_pooling(self) -> int:
+        """How many token vectors of a document are merged into one; 1 is none."""
+        return self._token_pooling
+
+    def check_token_vectors(self) -> None:
+        """Refuse to be used where documents are token vectors alone.
+
+        Raises:
+            ConfigurationError: The model is a cross-encoder, or the mode compares something else.
+        """
+        if self.mode != "multi_vector":
+            what = "a cross-encoder" if self.mode is None else f"of mode={self.mode!r}"
+            raise ConfigurationError(
+                f"A token index needs late interaction, and the reranker of {self.model!r} is {what}. "
+                "Pass an embedder with mode='multi_vector', its default."
+            )
+
+    @property
+    def document_identity(self) -> str:
+        """Digest of exactly what changes the token vectors of documents; needs the model's files."""
+        self.check_token_vectors()
+        parts = [self._comparison.identity("document"), *([] if self._overlap is None else [self._overlap])]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    def query_vectors(self, query: str) -> Steps[NDArray[np.float32]]:
+        """Body that gives a query's token vectors, float32 of shape (tokens, dimension)."""
+        self.check_token_vectors()
+        vectors, cut = yield from query_vectors(query, self._comparison, cache=self._cache)
+        self._note_truncation(cut, 1)
+        return vectors
+
+    def document_vectors(
+        self,
+        texts: Sequence[str],
+        keep: Callable[[str, list[NDArray[np.float32]]], object],
+        show_progress: bool | None,
+    ) -> Steps[None]:
+        """Body that reads documents and hands out their token vectors portion by portion.
+
+        Args:
+            texts: Checked, distinct texts.
+            keep: Called once per text with the vectors of each of its passages (one, unless `max_passage` reads it
+                in several), float32 of shape (tokens, dimension).
+            show_progress: Overrides the constructor's value.
+        """
+        self.check_token_vectors()
+        with self._progress(len(texts), show_progress) as progress:
+            cut = yield from document_vectors(
+                self.embedder,
+                texts,
+                self._comparison,
+                overlap=self._overlap,
+                cache=self._cache,
+                keep=keep,
+                on_progress=progress.update,
+            )
+        self._note_truncation(cut, len(texts))
+
+    @property
     def _comparison(self) -> Comparison:
-        made = comparison_of(self.embedder, self._mode or "multi_vector", self._weights)
+        made = comparison_of(self.embedder, self._mode or "multi_vector", self._weights, self._token_pooling)
         if made.whole_numbers and self._cache is not None and self._cache.storage != "float32":
             raise ConfigurationError(
                 f"vector_cache={self._cache!r} rounds token ids, which mode={self._mode!r} needs. "

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from langchain_bge.rerank import BGERerank
     from langchain_bge.retriever import BGERetriever
     from langchain_bge.sparse import BGESparseEmbeddings
+    from langchain_bge.token_retriever import BGETokenRetriever
 
 try:
     __version__ = version("bge-integrations")
@@ -24,6 +25,7 @@ _HOME = {
     "BGERerank": "rerank",
     "BGERetriever": "retriever",
     "BGESparseEmbeddings": "sparse",
+    "BGETokenRetriever": "token_retriever",
     "bind_index": "binding",
 }
 
@@ -33,6 +35,7 @@ __all__ = [
     "BGERerank",
     "BGERetriever",
     "BGESparseEmbeddings",
+    "BGETokenRetriever",
     "__version__",
     "bind_index",
 ]

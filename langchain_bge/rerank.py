@@ -31,6 +31,7 @@ class ScoringModel(ConfiguredModel):
         "normalize": "normalize",
         "mode": "mode",
         "weights": "weights",
+        "token_pooling": "token_pooling",
         "long_document": "long_document",
         "passage_overlap": "passage_overlap",
         "vector_cache": "vector_cache",
@@ -48,6 +49,9 @@ class ScoringModel(ConfiguredModel):
     )
     weights: tuple[float, float, float] | None = Field(
         default=None, description="Of the dense, sparse and multi-vector score in hybrid; None is 0.4, 0.2, 0.4."
+    )
+    token_pooling: Count = Field(
+        default=1, description="Token vectors of a document merged into one, 1 (off) to 8; for late interaction."
     )
     long_document: Literal["truncate", "max_passage"] = Field(
         default="truncate", description="Read a long document's beginning, or score its best passage."

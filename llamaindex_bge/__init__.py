@@ -9,8 +9,17 @@ from llamaindex_bge.embeddings import BGEEmbedding
 from llamaindex_bge.postprocessor import BGERerank
 from llamaindex_bge.sparse import BGESparseEmbedding
 from llamaindex_bge.splitting import BGETokenSplitter
+from llamaindex_bge.token_retriever import BGETokenRetriever
 
-__all__ = ["BGEEmbedding", "BGERerank", "BGESparseEmbedding", "BGETokenSplitter", "__version__", "bind_index"]
+__all__ = [
+    "BGEEmbedding",
+    "BGERerank",
+    "BGESparseEmbedding",
+    "BGETokenRetriever",
+    "BGETokenSplitter",
+    "__version__",
+    "bind_index",
+]
 
 try:
     __version__ = version("bge-integrations")

@@ -148,7 +148,8 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         """Dump what changes vectors."""
         settings = vector_settings(handler(self))
         # A folder's weights can change under the same name.
-        identity = {"identity": self._embedder.identity} if is_folder(self.model_name) else {}
+        on_disk = is_folder(self.model_name) or (self.adapter is not None and is_folder(self.adapter))
+        identity = {"identity": self._embedder.identity} if on_disk else {}
         return {**settings, **identity, "class_name": self.class_name()}
 
     @classmethod

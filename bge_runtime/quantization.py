@@ -62,8 +62,10 @@ def quantize_embeddings(
         )
     vectors = _floats(embeddings, "embeddings")
     if precision in ("binary", "ubinary"):
-        bits = np.packbits(vectors > 0, axis=-1)
-        return _signed(bits) if precision == "binary" else np.asarray(bits, np.uint8)
+        bits: NDArray[np.uint8] = np.packbits(vectors > 0, axis=-1)
+        if precision == "ubinary":
+            return bits
+        return _signed(bits)
     if ranges is None and vectors.size:
         ranges = quantization_ranges(vectors if calibration_embeddings is None else calibration_embeddings)
     if not vectors.size:
@@ -107,8 +109,9 @@ def search_quantized(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the best rows of a quantised corpus for each query, which stays in float.
 
-    Bits are compared by Hamming distance first, bytes by the dot product with the query; what is best then is
-    scored again. Every row is looked at. Bits and bytes are told apart by the number of columns.
+    Bits are compared by Hamming distance, and the best are scored again. Bytes are compared by the dot product of
+    `rescore`, and the best are scored again only where `vectors` is given. Every row is looked at. Bits and bytes are
+    told apart by the number of columns.
 
     Args:
         queries: Float array of shape (n, dimension), or (dimension,) for one query.

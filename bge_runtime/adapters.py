@@ -80,7 +80,7 @@ def check_adapter(folder: Path, spec: ModelSpec, names: Iterable[str]) -> None:
 
 def adapter_digest(folder: Path) -> str:
     """Return a SHA-256 of what an adapter adds to weights, the same wherever it is stored."""
-    settings = {key: value for key, value in _config(folder).items() if key not in HISTORY}
+    settings = {key: _sorted(value) for key, value in _config(folder).items() if key not in HISTORY}
     parts = [file_digest(folder / ADAPTER_WEIGHTS), settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -108,6 +108,12 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelNotFoundError(f"{str(file)!r} holds no settings. Copy the adapter's folder again.")
     return config
+
+
+def _sorted(value: Any) -> Any:
+    """Return lists of names in order: peft writes sets, in any."""
+    names = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return sorted(value) if names else value
 
 
 def _check_task(folder: Path, config: dict[str, Any], spec: ModelSpec) -> None:

@@ -66,10 +66,10 @@ def quantize_embeddings(
         if precision == "ubinary":
             return bits
         return _signed(bits)
-    if ranges is None and vectors.size:
+    if ranges is None and len(vectors):
         ranges = quantization_ranges(vectors if calibration_embeddings is None else calibration_embeddings)
-    if not vectors.size:
-        return np.zeros(vectors.shape, np.int8 if precision == "int8" else np.uint8)
+    elif ranges is None:
+        ranges = np.zeros((2, vectors.shape[-1]))  # for no vectors any will do
     starts, steps = _scale(ranges, vectors.shape[-1])
     levels = np.clip(np.floor((vectors - starts) / steps), 0, STEPS).astype(np.uint8)
     return _signed(levels) if precision == "int8" else levels

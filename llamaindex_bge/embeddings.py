@@ -148,8 +148,11 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         """Dump what changes vectors."""
         settings = vector_settings(handler(self))
         # A folder's weights can change under the same name.
-        on_disk = is_folder(self.model_name) or (self.adapter is not None and is_folder(self.adapter))
-        identity = {"identity": self._embedder.identity} if on_disk else {}
+        identity: dict[str, Any] = {}
+        if is_folder(self.model_name):
+            identity = {"identity": self._embedder.identity}
+        elif self.adapter is not None and is_folder(self.adapter):
+            identity = {"identity": self._embedder.source.adapter_digest}  # asks for no file of the model
         return {**settings, **identity, "class_name": self.class_name()}
 
     @classmethod

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from bge_runtime.adapters import check_adapter
+from bge_runtime.adapters import adapter_digest, check_adapter
 from tests.checkpoints import place_in_hub_cache
 from tests.lora import adapted_score, adapted_states, embedder_adapter, reranker_adapter
 from tests.runtime.references import snapshot_of, unit
@@ -102,6 +102,18 @@ def test_scaling_by_the_root_of_the_rank_is_peft_s(base, tmp_path):
     np.testing.assert_allclose(found, unit(adapted_states(base, adapter, TEXTS[0])[0]), atol=1e-4)
 
 
+def test_an_adapter_that_sentence_transformers_saved_is_read_too(base, tmp_path):
+    from peft import LoraConfig
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(base), device="cpu")
+    model.add_adapter(LoraConfig(target_modules=["query", "value"], init_lora_weights=False))
+    model.save_pretrained(str(tmp_path))
+    found = bge_runtime.Embedder(EMBEDDER, adapter=tmp_path).encode_documents(TEXTS)
+    np.testing.assert_allclose(found, model.encode(TEXTS), atol=1e-4)
+    assert np.abs(bge_runtime.Embedder(EMBEDDER).encode_documents(TEXTS) - found).max() > 1e-2
+
+
 # Identity and the store
 
 
@@ -126,6 +138,9 @@ def test_the_adapter_is_part_of_every_identity_wherever_it_is_stored(hub_cache, 
         assert {getattr(copy, name) for copy in copies} == {getattr(adapted, name)}
     stronger = bge_runtime.Embedder(EMBEDDER, adapter=changed(adapter, tmp_path / "stronger", lora_alpha=16))
     assert stronger.identity != adapted.identity
+    reordered = changed(adapter, tmp_path / "reordered", target_modules=["value", "query", "key", "dense"])
+    other_order = changed(adapter, tmp_path / "order", target_modules=["dense", "key", "query", "value"])
+    assert adapter_digest(reordered) == adapter_digest(other_order) == adapter_digest(adapter)
     assert bge_runtime.Reranker(RERANKER).identity != bge_runtime.Reranker(RERANKER, adapter=head).identity
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bge_runtime.inputs import check_text, check_texts
     from bge_runtime.loading import LoadedModelInfo, add_hook, loaded_models, remove_hook, stats, unload_models
     from bge_runtime.outputs import EncodedTexts, lexical_score
+    from bge_runtime.quantization import quantization_ranges, quantize_embeddings, rescore, search_quantized
     from bge_runtime.ranking import Ranked, Ranking, order_scores
     from bge_runtime.reranker import Reranker
     from bge_runtime.spec import (
@@ -94,8 +95,12 @@ _HOME = {
     "loaded_models": "loading",
     "locate": "hub",
     "order_scores": "ranking",
+    "quantization_ranges": "quantization",
+    "quantize_embeddings": "quantization",
     "register_model": "spec",
     "remove_hook": "loading",
+    "rescore": "quantization",
+    "search_quantized": "quantization",
     "stats": "loading",
     "unload_models": "loading",
 }
@@ -152,8 +157,12 @@ __all__ = [
     "loaded_models",
     "locate",
     "order_scores",
+    "quantization_ranges",
+    "quantize_embeddings",
     "register_model",
     "remove_hook",
+    "rescore",
+    "search_quantized",
     "stats",
     "unload_models",
 ]

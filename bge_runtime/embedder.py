@@ -58,6 +58,7 @@ class Embedder(MultiOutputEncoder):
         local_files_only: bool = False,
         trust_remote_code: bool = False,
         base_model: str | None = None,
+        adapter: str | os.PathLike[str] | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
         config_kwargs: Mapping[str, Any] | None = None,
@@ -91,6 +92,7 @@ class Embedder(MultiOutputEncoder):
             local_files_only: Never use the network.
             trust_remote_code: Whether the repository's own Python code may run.
             base_model: Row of the model table that a fine-tuned model comes from.
+            adapter: LoRA adapter, a folder that peft saved or a hub id; it is added to the weights on loading.
             model_kwargs: Extra arguments for the transformers model.
             processor_kwargs: Extra arguments for the tokenizer.
             config_kwargs: Extra arguments for the configuration.
@@ -120,6 +122,7 @@ class Embedder(MultiOutputEncoder):
             local_files_only=local_files_only,
             trust_remote_code=trust_remote_code,
             base_model=base_model,
+            adapter=adapter,
             model_kwargs=model_kwargs or {},
             processor_kwargs=processor_kwargs or {},
             config_kwargs=config_kwargs or {},

@@ -34,6 +34,11 @@ UNUSED = (
 )
 PICKLES = ("pytorch_model*.bin",)
 HEADS = ("sparse_linear", "colbert_linear")  # of bge-m3, beside its weights
+ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_PICKLE = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
 
 
 class _SilentTqdm(tqdm):  # type: ignore[type-arg]
@@ -44,28 +49,41 @@ class _SilentTqdm(tqdm):  # type: ignore[type-arg]
 
 
 def locate(model: str, *, revision: str | None = None, cache_folder: str | None = None) -> Path | None:
-    """Return the folder of a model that is on this machine in full, or `None`. Uses no network.
+    """Return the folder of a model or adapter that is on this machine in full, or `None`. Uses no network.
 
     Args:
         model: Hub id, or a name in the model table.
         revision: Branch, tag or commit; `None` is `main`.
         cache_folder: Hugging Face cache folder; `None` is the usual one.
     """
-    import huggingface_hub
-
     repository, row = _repository(model)
-    # Not snapshot_download: it takes a snapshot without the files that are left out on purpose for incomplete.
-    try:
-        found = huggingface_hub.try_to_load_from_cache(
-            repository, "config.json", cache_dir=_cache_dir(cache_folder), revision=revision
-        )
-    except ValueError:  # not a repository name
-        found = None
-    if isinstance(found, str) and _is_complete(Path(found).parent):
-        return Path(found).parent
+    for file, is_complete in (("config.json", _is_complete), (ADAPTER_CONFIG, _is_complete_adapter)):
+        folder = _cached_folder(repository, file, revision, cache_folder)
+        if folder is not None and is_complete(folder):
+            return folder
     if row is not None and row.id == repository and row.package and revision is None:
         return _package_folder(row.package)
     return None
+
+
+def fetch(
+    name: str, *, revision: str | None, token: str | None, cache_folder: str | None, local_files_only: bool
+) -> Path:
+    """Return the folder of a model or adapter on the hub; download it when this machine lacks it.
+
+    Raises:
+        HubUnreachableError: It is not on this machine, and the network is forbidden or the hub does not answer.
+        ModelNotFoundError: As `download`.
+    """
+    found = locate(name, revision=revision, cache_folder=cache_folder)
+    if found is not None:
+        return found
+    if local_files_only:
+        raise HubUnreachableError(
+            f"{name!r} is not on this machine and local_files_only=True forbids the network. "
+            f"Fetch it first: bge download {name}"
+        )
+    return download(name, revision=revision, token=token, cache_folder=cache_folder, show_progress=False)
 
 
 def download(
@@ -78,7 +96,7 @@ def download(
     source: Literal["huggingface", "modelscope"] = "huggingface",
     show_progress: bool = True,
 ) -> Path:
-    """Bring a model's files onto this machine and return their folder.
+    """Bring the files of a model or adapter onto this machine and return their folder.
 
     Args:
         model: Hub id, or a name in the model table.
@@ -130,16 +148,18 @@ def weights_digest(folder: Path, *, heads: bool = False) -> str:
         folder: Folder with the model's files.
         heads: Whether those of the further heads belong to it.
     """
-    digests = []
-    for file in [*weight_files(folder), *(head_files(folder).values() if heads else ())]:
-        # The hub's cache names large files by their SHA-256.
-        blob = file.resolve().name
-        if re.fullmatch(r"[0-9a-f]{64}", blob):
-            digests.append(blob)
-        else:
-            with file.open("rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    files = [*weight_files(folder), *(head_files(folder).values() if heads else ())]
+    digests = [file_digest(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file."""
+    blob = file.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", blob):  # the hub's cache names large files by it
+        return blob
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_folder(folder: Path, *, pickles_allowed: bool) -> None:
@@ -161,7 +181,7 @@ def check_folder(folder: Path, *, pickles_allowed: bool) -> None:
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise ModelNotFoundError(f"Folder {str(folder)!r} has no tokenizer. Save the tokenizer beside the model.")
     if files[0].suffix != ".safetensors" and not pickles_allowed:
-        raise _unsafe(str(folder))
+        raise unsafe(str(folder))
 
 
 def _repository(model: str) -> tuple[str, ModelSpec | None]:
@@ -170,6 +190,24 @@ def _repository(model: str) -> tuple[str, ModelSpec | None]:
     if row is not None and ("/" not in model or row.id.lower() == model.lower()):
         return row.id, row
     return model, row
+
+
+def _cached_folder(repository: str, file: str, revision: str | None, cache_folder: str | None) -> Path | None:
+    """Return the folder of the hub's cache that holds a file of the repository."""
+    import huggingface_hub
+
+    # Not snapshot_download: it takes a snapshot without the files that are left out on purpose for incomplete.
+    try:
+        found = huggingface_hub.try_to_load_from_cache(
+            repository, file, cache_dir=_cache_dir(cache_folder), revision=revision
+        )
+    except ValueError:  # not a repository name
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _is_complete_adapter(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (ADAPTER_WEIGHTS, ADAPTER_PICKLE))
 
 
 def _is_complete(folder: Path) -> bool:
@@ -217,14 +255,14 @@ def _from_huggingface(
         names = [file.rfilename for file in info.siblings or []]
         safe = any(name.endswith(".safetensors") and "/" not in name for name in names)
         if not safe and not (row is not None and row.id == repository and row.pickled_weights):
-            raise _unsafe(repository)
+            raise unsafe(repository)
         folder = huggingface_hub.snapshot_download(
             repository,
             revision=revision,
             token=token,
             cache_dir=_cache_dir(cache_folder),
             force_download=force,
-            ignore_patterns=[*UNUSED, *(PICKLES if safe else ())],
+            ignore_patterns=[*UNUSED, *((*PICKLES, ADAPTER_PICKLE) if safe else ())],
             tqdm_class=None if progress else _SilentTqdm,
         )
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
@@ -267,7 +305,8 @@ def _suggestion(name: str) -> str:
     return f" Did you mean {', '.join(map(repr, near))}?" if near and find_spec(name) is None else ""
 
 
-def _unsafe(where: str) -> UnsafeWeightsError:
+def unsafe(where: str) -> UnsafeWeightsError:
+    """Return the error for weights in pickle format."""
     return UnsafeWeightsError(
         f"{where!r} has its weights in pickle format only, which can run code when it is read. "
         "Convert them to safetensors: load them once where you trust them, and call save_pretrained()."

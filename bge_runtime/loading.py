@@ -59,6 +59,7 @@ class LoadedModelInfo:
         backend: Way of executing.
         parameters: Number of weights of one replica.
         bytes: Size of the weights in memory, of all replicas.
+        adapter: Adapter that is part of the weights, as first asked for; `None` for none.
     """
 
     name: str
@@ -69,6 +70,7 @@ class LoadedModelInfo:
     backend: str
     parameters: int
     bytes: int
+    adapter: str | None = None
 
 
 @dataclass(eq=False)
@@ -93,8 +95,8 @@ class LoadedModel:
 class ModelStore:
     """Loads each set of weights once, and holds what is told about all of them.
 
-    What makes weights different in memory is the key: files, task, devices, number format, backend and loading
-    arguments. Instructions, lengths and pooling are not, so embedders that differ in them share a copy.
+    What makes weights different in memory is the key: files, adapter, task, devices, number format, backend and
+    loading arguments. Instructions, lengths and pooling are not, so embedders that differ in them share a copy.
     """
 
     def __init__(self) -> None:
@@ -121,6 +123,8 @@ class ModelStore:
         """
         source.check_supported()
         folder = os.path.realpath(source.folder)  # before torch is imported: a missing model fails at once
+        if source.adapter is not None:
+            folder = f"{folder} with {source.adapter_digest}"
         model, events = _on_own_thread(partial(self._hold_or_load, folder, source, task, holder))
         for event in events:
             self.hooks.tell(event)
@@ -234,6 +238,7 @@ class ModelStore:
             backend=first.backend,
             parameters=events[0].parameters,
             bytes=sum(event.bytes for event in events),
+            adapter=None if source.adapter is None else str(source.adapter),
         )
         engine = Engine(replicas, source.name, self.counters, self.hooks)
         holders = weakref.WeakKeyDictionary[object, float | None]()

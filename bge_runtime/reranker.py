@@ -63,6 +63,7 @@ class Reranker(PairScorer):
         local_files_only: bool = False,
         trust_remote_code: bool = False,
         base_model: str | None = None,
+        adapter: str | os.PathLike[str] | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
         config_kwargs: Mapping[str, Any] | None = None,
@@ -101,6 +102,7 @@ class Reranker(PairScorer):
             local_files_only: As for `Embedder`.
             trust_remote_code: As for `Embedder`.
             base_model: As for `Embedder`.
+            adapter: As for `Embedder`.
             model_kwargs: As for `Embedder`.
             processor_kwargs: As for `Embedder`.
             config_kwargs: As for `Embedder`.
@@ -125,6 +127,7 @@ class Reranker(PairScorer):
             local_files_only=local_files_only,
             trust_remote_code=trust_remote_code,
             base_model=base_model,
+            adapter=adapter,
             model_kwargs=model_kwargs or {},
             processor_kwargs=processor_kwargs or {},
             config_kwargs=config_kwargs or {},

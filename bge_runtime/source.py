@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bge_runtime import hub
+from bge_runtime import adapters, hub
 from bge_runtime.backends import LoadRequest, check_backend_name
 from bge_runtime.describe import describe_folder
 from bge_runtime.devices import check_device_name, check_precision
-from bge_runtime.errors import ConfigurationError, HubUnreachableError, ModelNotFoundError, UnsupportedModelError
+from bge_runtime.errors import ConfigurationError, ModelNotFoundError, UnsupportedModelError
 from bge_runtime.execution import Execution, choose_execution
 from bge_runtime.spec import ModelSpec, find_spec, get_spec
 
@@ -41,6 +42,7 @@ class ModelSource:
         local_files_only: Never use the network.
         trust_remote_code: Whether the repository's own Python code may run.
         base_model: Row of the table that a fine-tuned model comes from.
+        adapter: Folder or hub id of a LoRA adapter that is added to the weights.
         model_kwargs: Extra arguments for the transformers model.
         processor_kwargs: Extra arguments for the tokenizer.
         config_kwargs: Extra arguments for the configuration.
@@ -59,6 +61,7 @@ class ModelSource:
     local_files_only: bool = False
     trust_remote_code: bool = False
     base_model: str | None = None
+    adapter: str | os.PathLike[str] | None = None
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     config_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -86,6 +89,10 @@ class ModelSource:
             hub.check_folder(self._local, pickles_allowed=self.spec.pickled_weights)
         elif isinstance(self.model, str) and self._row is None:
             self._check_name(self.model)
+        if self.adapter is not None:
+            object.__setattr__(self, "adapter", adapters.check_name(self.adapter))
+            if Path(str(self.adapter)).is_dir() and self.known_spec is not None:
+                self._check_adapter(Path(str(self.adapter)))
 
     @property
     def name(self) -> str:
@@ -112,27 +119,31 @@ class ModelSource:
         """The folder with the model's files, fetched when this machine lacks them."""
         if self._local is not None:
             return self._local
-        found = hub.locate(self.name, revision=self.revision, cache_folder=self.cache_folder)
-        if found is not None:
-            return found
-        if self.local_files_only:
-            raise HubUnreachableError(
-                f"{self.name!r} is not on this machine and local_files_only=True forbids the network. "
-                f"Fetch it first: bge download {self.name}"
-            )
-        return hub.download(
-            self.name,
-            revision=self.revision,
-            token=self.token,
-            cache_folder=self.cache_folder,
-            show_progress=False,
-        )
+        return self._fetch(self.name, self.revision)
+
+    @cached_property
+    def adapter_folder(self) -> Path | None:
+        """The folder with the adapter's files, checked, fetched when this machine lacks them; `None` without one."""
+        if self.adapter is None:
+            return None
+        name = str(self.adapter)
+        folder = Path(name) if Path(name).is_dir() else self._fetch(name, None)
+        self._check_adapter(folder)
+        return folder
+
+    @cached_property
+    def adapter_digest(self) -> str | None:
+        """SHA-256 that names the adapter, wherever it is stored; `None` without one."""
+        return adapters.adapter_digest(self.adapter_folder) if self.adapter_folder else None
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 that names the weights."""
+        """SHA-256 that names the weights, the adapter's included."""
         hub.check_folder(self.folder, pickles_allowed=self.spec.pickled_weights)
-        return hub.weights_digest(self.folder)
+        base = hub.weights_digest(self.folder)
+        if self.adapter_digest is None:
+            return base
+        return hashlib.sha256(f"{base} with {self.adapter_digest}".encode()).hexdigest()
 
     @property
     def vector_arguments(self) -> dict[str, str]:
@@ -178,6 +189,7 @@ class ModelSource:
             task="embed" if task == "embed" else "score",
             device=device,
             precision=precision,
+            adapter=self.adapter_folder,
             calibration=Path(self.calibration) if self.calibration else None,
             trust_remote_code=self.trust_remote_code,
             pickled_weights=hub.weight_files(self.folder)[0].suffix != ".safetensors",
@@ -185,6 +197,21 @@ class ModelSource:
             processor_kwargs=self.processor_kwargs,
             config_kwargs=self.config_kwargs,
         )
+
+    def _fetch(self, name: str, revision: str | None) -> Path:
+        return hub.fetch(
+            name,
+            revision=revision,
+            token=self.token,
+            cache_folder=self.cache_folder,
+            local_files_only=self.local_files_only,
+        )
+
+    def _check_adapter(self, folder: Path) -> None:
+        names = [self.name, self.base_model or self.name]
+        if self._local is not None:
+            names += adapters.known_names(self._local)
+        adapters.check_adapter(folder, self.spec, names)
 
     @cached_property
     def _local(self) -> Path | None:

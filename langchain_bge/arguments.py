@@ -192,7 +192,7 @@ def _encode_value(key: str, value: Any) -> Any:
 
 def _plain(field: str, value: Any) -> Any:
     """Return names for torch's and pathlib's objects, and the token as a secret."""
-    if field in ("model_name", "cache_folder", "calibration") and isinstance(value, os.PathLike):
+    if field in ("model_name", "cache_folder", "calibration", "adapter") and isinstance(value, os.PathLike):
         return os.fspath(value)
     if field in ("device", "precision") and value is not None:
         return str(value).removeprefix("torch.")

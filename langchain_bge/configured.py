@@ -61,6 +61,7 @@ class ConfiguredModel(Serializable):
     base_model: str | None = Field(
         default=None, description="Model of the table whose instructions and pooling a fine-tune inherits."
     )
+    adapter: str | None = Field(default=None, description="LoRA adapter: a folder that peft saved, or a hub id.")
     model_kwargs: dict[str, Any] = Field(
         default_factory=dict,
         description="As in LangChain's older classes. Entries with a field of their own go there.",

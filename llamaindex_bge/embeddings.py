@@ -148,7 +148,11 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         """Dump what changes vectors."""
         settings = vector_settings(handler(self))
         # A folder's weights can change under the same name.
-        identity = {"identity": self._embedder.identity} if is_folder(self.model_name) else {}
+        identity: dict[str, Any] = {}
+        if is_folder(self.model_name):
+            identity = {"identity": self._embedder.identity}
+        elif self.adapter is not None and is_folder(self.adapter):
+            identity = {"identity": self._embedder.source.adapter_digest}  # asks for no file of the model
         return {**settings, **identity, "class_name": self.class_name()}
 
     @classmethod

@@ -31,6 +31,8 @@ def vector_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: fields[name] for name in VECTOR_FIELDS if name in fields}
     if fields.get("legacy"):
         settings["legacy"] = True
+    if fields.get("adapter"):
+        settings["adapter"] = fields["adapter"]
     if str(fields.get("precision")).removeprefix("torch.") == "int8":
         settings["precision"] = "int8"
     for name in LOADER_FIELDS:

@@ -64,6 +64,9 @@ class ConfiguredModel(BaseModel):
     base_model: str | None = Field(
         default=None, description="Table model whose instructions and pooling a fine-tune inherits."
     )
+    adapter: FolderOrName | None = Field(
+        default=None, description="LoRA adapter: a folder that peft saved, or a hub id."
+    )
     model_kwargs: dict[str, Any] | None = Field(default=None, description="For the weights' loader.")
     processor_kwargs: dict[str, Any] | None = Field(default=None, description="For the tokenizer's loader.")
     config_kwargs: dict[str, Any] | None = Field(default=None, description="For the configuration's loader.")

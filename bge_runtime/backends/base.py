@@ -33,6 +33,7 @@ class LoadRequest:
         task: `embed` for token states and vectors, `score` for a classification head.
         device: Device name.
         precision: Number format of the computation.
+        adapter: Folder of a LoRA adapter that is added to the weights; `None` for none.
         calibration: File of texts, one per line, that set the ranges of an exported int8 model; `None` is our own.
         trust_remote_code: Whether the folder's own Python code may run.
         pickled_weights: Whether the weights are to be read from pickle files (with `weights_only=True`).
@@ -46,6 +47,7 @@ class LoadRequest:
     task: Literal["embed", "score"]
     device: str
     precision: str
+    adapter: Path | None = None
     calibration: Path | None = None
     trust_remote_code: bool = False
     pickled_weights: bool = False

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bge_runtime import hub
+from bge_runtime.adapters import adapter_digest
 from bge_runtime.backends.base import Backend, LoadRequest
 from bge_runtime.backends.cache import DamagedEntryError, cache_folder, drop_entry, read_entry, write_entry
 from bge_runtime.backends.calibration import calibration_digest
@@ -117,6 +118,7 @@ def _key(request: LoadRequest, runtime: Runtime) -> str:
         _stored_precision(request.precision),
         calibration_digest(request.calibration) if request.precision == "int8" else None,
         [request.model_kwargs, request.processor_kwargs, request.config_kwargs],
+        *([] if request.adapter is None else [adapter_digest(request.adapter)]),
     ]
     return hashlib.sha256(json.dumps(parts, default=repr, sort_keys=True).encode()).hexdigest()[:32]
 

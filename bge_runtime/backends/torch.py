@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers.utils import logging as transformers_logging
 
 from bge_runtime.backends.base import LoadRequest, Output
+from bge_runtime.backends.merging import apply_adapter, check_peft
 from bge_runtime.errors import BackendError, OutOfMemoryError, UnsupportedModelError
 from bge_runtime.tokenizing import Tokenizing, TokenSequence
 
@@ -25,7 +26,9 @@ __all__ = ["TorchBackend", "load"]
 
 
 def load(request: LoadRequest) -> TorchBackend:
-    """Load a model folder through sentence-transformers."""
+    """Load a model folder through sentence-transformers, and add the adapter to its weights."""
+    if request.adapter is not None:
+        check_peft(request.adapter)  # before the weights are read
     model_class = SentenceTransformer if request.task == "embed" else CrossEncoder
     model_kwargs = {
         "dtype": getattr(torch, request.precision),
@@ -43,7 +46,11 @@ def load(request: LoadRequest) -> TorchBackend:
             processor_kwargs=dict(request.processor_kwargs) or None,
             config_kwargs=dict(request.config_kwargs) or None,
         )
-    return TorchBackend(model, str(request.folder))
+    loaded = TorchBackend(model, str(request.folder))
+    if request.adapter is not None:
+        apply_adapter(loaded.model, request.adapter)
+        loaded.model.eval()
+    return loaded
 
 
 @contextmanager

@@ -45,6 +45,15 @@ def repositories(tmp_path_factory):
     for name in ("pytorch_model.bin", "onnx/model.onnx", "README.md"):
         (small / name).write_bytes(b"content")
     pickled_folder(root / "somebody/pickled")
+    for path in (
+        "lora/adapter_config.json",
+        "lora/adapter_model.safetensors",
+        "lora/adapter_model.bin",
+        "pickled-lora/adapter_config.json",
+        "pickled-lora/adapter_model.bin",
+    ):
+        (root / "somebody" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "somebody" / path).write_bytes(b'{"peft_type": "LORA"}')
     pickled_folder(root / "BAAI/bge-m3-unsupervised")
     return root
 
@@ -112,6 +121,25 @@ def test_a_download_fetches_what_is_needed_and_works_without_the_hub_afterwards(
         hub.stop()
         assert bge_runtime.locate("BAAI/bge-small-en-v1.5") == folder
         assert bge_runtime.Embedder("bge-small-en-v1.5").encode_queries(["panda"]).shape == (1, 384)
+        """
+    )
+
+
+def test_an_adapter_is_fetched_like_a_model_and_never_as_a_pickle(run_script):
+    run_script(
+        """
+        name, message = error_of(lambda: bge_runtime.Embedder(adapter="somebody/pickled-lora").identity)
+        assert (name, "safetensors" in message) == ("UnsafeWeightsError", True), (name, message)
+        name, message = error_of(lambda: bge_runtime.Embedder(adapter="somebody/none").identity)
+        assert name == "ModelNotFoundError", (name, message)
+        identity = bge_runtime.Embedder(adapter="somebody/lora").identity
+        assert not any(path.endswith("adapter_model.bin") for path in hub.requests), hub.requests
+        hub.stop()
+        assert bge_runtime.Embedder(adapter="somebody/lora", local_files_only=True).identity == identity
+        assert bge_runtime.Embedder(local_files_only=True).identity != identity
+        folder = bge_runtime.locate("somebody/lora")
+        assert bge_runtime.Embedder(adapter=folder, local_files_only=True).identity == identity
+        assert "torch" not in sys.modules
         """
     )
 

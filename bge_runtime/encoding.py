@@ -93,7 +93,8 @@ class TextEncoder(Model):
         of it; device, float width and batching are not.
         """
         instructions = self._instructions
-        return self._digest([instructions.query, instructions.query_format if instructions.query else ""])
+        template = instructions.query_format if instructions.query else instructions.query_tail
+        return self._digest([instructions.query, template, *filter(None, [instructions.examples])])
 
     @property
     def token_identity(self) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-__all__ = ["late_interaction", "pair_logit", "snapshot_of", "token_states", "unit", "vector"]
+__all__ = ["last_token_vector", "late_interaction", "pair_logit", "snapshot_of", "token_states", "unit", "vector"]
 
 
 def snapshot_of(hub_cache: Path, name: str) -> Path:
@@ -88,3 +88,16 @@ def _encoder(folder: Path) -> Any:
 @cache
 def _classifier(folder: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+
+
+def last_token_vector(folder: Path, text: str) -> np.ndarray:
+    """Return the L2-normalised state of a text's last token, as the authors' decoder embedders define it."""
+    inputs = _auto_tokenizer(folder)(text, return_tensors="pt")
+    with torch.inference_mode():
+        states = _encoder(folder)(**inputs).last_hidden_state
+    return unit(states[0, -1].double().numpy())
+
+
+@cache
+def _auto_tokenizer(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -25,11 +25,11 @@ AROUND = {
 TEXTS = ["what is panda?", "x", "panda bear: 大熊猫：the opinions of bear " * 6]
 EXAMPLES = [
     {"instruct": "Given a question in text, retrieve SQL queries.", "query": "what {query}?", "response": "a\nb"},
-    {"query": "bear", "response": "panda {text}"},
+    {"query": "bear {response}", "response": "panda {query} {text}"},
 ]
 RENDERED = (
     "<instruct>Given a question in text, retrieve SQL queries.\n<query>what {query}?\n<response>a\nb\n\n"
-    f"{INSTRUCT}bear\n<response>panda {{text}}\n\n"
+    f"{INSTRUCT}bear {{response}}\n<response>panda {{query}} {{text}}\n\n"
 )
 BAD_EXAMPLES = {
     "a text": "what is panda?",

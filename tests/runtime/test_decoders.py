@@ -159,7 +159,7 @@ def test_an_example_without_an_instruction_takes_that_of_the_queries(hub_cache):
     task = "Predict whether queries A and B are asking the same thing."
     embedder = bge_runtime.Embedder(ICL, query_instruction=task, examples=EXAMPLES[1:])
     instruct = f"<instruct>{task}\n<query>"
-    examples = f"{instruct}bear\n<response>panda {{text}}\n\n"
+    examples = f"{instruct}bear {{response}}\n<response>panda {{query}} {{text}}\n\n"
     expected = references.icl_vector(folder, instruct + TEXTS[0], examples, max_length=512)
     np.testing.assert_allclose(embedder.encode_queries(TEXTS[:1])[0], expected, atol=1e-4)
 

@@ -98,7 +98,8 @@ def _vector_facts(folder: Path, config: dict[str, Any], family: ModelSpec | None
         "document_instruction": prompts.get("document") or prompts.get("passage"),
     }
     if any(own.values()):
-        own["query_format"] = "{instruction}{text}"
+        # A prompt stands before the text; what the family puts behind it stays.
+        own["query_format"] = "{instruction}{text}" + (family.query_format.split("{text}", 1)[1] if family else "")
     facts: dict[str, Any] = {key: value for key, value in own.items() if value}
     return {**facts, "dimension": dimension, "pooling": pooling, "normalize": normalize}
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bge_runtime.cache import VectorCache
 from bge_runtime.inputs import check_count, check_text, check_texts
-from bge_runtime.instructions import Role
+from bge_runtime.instructions import Example, Role, check_examples
 from bge_runtime.loading import STORE
 from bge_runtime.model import Truncation
 from bge_runtime.multi_output import MultiOutputEncoder
@@ -37,6 +37,7 @@ class Embedder(MultiOutputEncoder):
         query_instruction: str | None = None,
         document_instruction: str | None = None,
         task: str | None = None,
+        examples: Iterable[Example] | None = None,
         legacy: bool = False,
         normalize: bool | None = None,
         truncate_dim: int | None = None,
@@ -70,6 +71,9 @@ class Embedder(MultiOutputEncoder):
             query_instruction: Text for queries; `""` turns it off, `None` takes the model's own.
             document_instruction: The same for documents; BGE models want none, but for llm-embedder.
             task: Named pair of instructions, for models that have some (llm-embedder).
+            examples: In-context examples before queries, for models that take some (bge-en-icl): dictionaries with
+                `query`, `response` and, where it is another than the query instruction, `instruct`. They come on top
+                of `max_length`.
             legacy: Whether to read texts as `HuggingFaceBgeEmbeddings` did, for indexes that it filled: an English
                 instruction with "question" instead of "sentence", and newlines as spaces.
             normalize: Whether vectors have length 1; `None` does as the model's authors do.
@@ -106,6 +110,7 @@ class Embedder(MultiOutputEncoder):
             "query_instruction": query_instruction,
             "document_instruction": document_instruction,
             "task": task,
+            "examples": check_examples(examples),
             "legacy": legacy,
         }
         source = ModelSource(

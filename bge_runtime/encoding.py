@@ -18,7 +18,7 @@ from bge_runtime.deadline import Deadline
 from bge_runtime.errors import ConfigurationError
 from bge_runtime.hub import weights_digest
 from bge_runtime.inputs import check_count, check_texts
-from bge_runtime.instructions import Instructions, Role, resolve_instructions
+from bge_runtime.instructions import Framed, Instructions, Role, resolve_instructions
 from bge_runtime.loading import STORE, LoadedModel
 from bge_runtime.model import Model, Rows
 from bge_runtime.source import ModelSource
@@ -94,7 +94,8 @@ class TextEncoder(Model):
         of it; device, float width and batching are not.
         """
         instructions = self._instructions
-        return self._digest([instructions.query, instructions.query_format if instructions.query else ""])
+        template = instructions.query_format if instructions.query else instructions.query_tail
+        return self._digest([instructions.query, template, *filter(None, [instructions.examples])])
 
     @property
     def token_identity(self) -> str:
@@ -210,7 +211,7 @@ class TextEncoder(Model):
         self._note_truncation(rows.cut, len(texts))
         return self._scaled(rows.values)
 
-    def _applied(self, texts: Sequence[str], role: Role) -> list[str]:
+    def _applied(self, texts: Sequence[str], role: Role) -> list[str | Framed]:
         instructions = self._instructions
         return [instructions.apply(text, role) for text in texts]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 __all__ = ["Memo"]
@@ -20,9 +20,9 @@ class Memo:
     def __init__(self) -> None:
         """Start empty."""
         self._lock = threading.Lock()
-        self._found: OrderedDict[tuple[Kind, int, str], Any] = OrderedDict()
+        self._found: OrderedDict[tuple[Kind, int, Hashable], Any] = OrderedDict()
 
-    def put(self, kind: Kind, max_length: int, texts: Sequence[str], values: Sequence[Any]) -> None:
+    def put(self, kind: Kind, max_length: int, texts: Sequence[Hashable], values: Sequence[Any]) -> None:
         """Keep the results of texts that were cut to `max_length` tokens."""
         with self._lock:
             for text, value in zip(texts, values, strict=True):
@@ -30,7 +30,7 @@ class Memo:
             while len(self._found) > MOST_ENTRIES:
                 self._found.popitem(last=False)
 
-    def take(self, kind: Kind, max_length: int, texts: Sequence[str]) -> list[Any]:
+    def take(self, kind: Kind, max_length: int, texts: Sequence[Hashable]) -> list[Any]:
         """Return and forget the results; `None` for texts that have none."""
         with self._lock:
             return [self._found.pop((kind, max_length, text), None) for text in texts]

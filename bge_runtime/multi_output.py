@@ -15,7 +15,7 @@ from bge_runtime.encoding import TextEncoder, unit_rows
 from bge_runtime.errors import ConfigurationError, ModelNotFoundError
 from bge_runtime.hub import HEADS, head_files
 from bge_runtime.inputs import check_texts
-from bge_runtime.instructions import Role
+from bge_runtime.instructions import Framed, Role
 from bge_runtime.loading import STORE, LoadedModel
 from bge_runtime.memo import Kind
 from bge_runtime.model import Rows
@@ -205,7 +205,7 @@ class MultiOutputEncoder(TextEncoder):
         return found
 
     def _heads(
-        self, loaded: LoadedModel, texts: Sequence[str], role: Role, output: Output, show_progress: bool | None
+        self, loaded: LoadedModel, texts: Sequence[str | Framed], role: Role, output: Output, show_progress: bool | None
     ) -> Steps[list[TextOutputs]]:
         rows = yield from self._rows(
             loaded, texts, loaded.tokenizing.texts, output, bulk=role == "document", show_progress=show_progress

@@ -50,7 +50,8 @@ def read_backend(source: ModelSource, task: Literal["embed", "score"], execution
         BGEError: They do not fit, are damaged, or the backend cannot run them.
     """
     request = source.request(execution.device, execution.precision, task)
-    check_memory(execution.device, _bytes_needed(source.folder, execution.precision), source.name)
+    if not source.placing_arguments:
+        check_memory(execution.device, _bytes_needed(source.folder, execution.precision), source.name)
     try:
         return _load(execution, request, chosen=source.backend == "auto")
     except BGEError:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.util import find_spec as find_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ __all__ = ["ModelSource"]
 
 # Like device and precision, these move the last digits of a vector only.
 NUMERIC_ARGUMENTS = {"attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype"}
+# With one of these, transformers decides where the weights are and how large they become.
+PLACING_ARGUMENTS = {"device_map", "quantization_config"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,7 @@ class ModelSource:
         self._check_running()
         for name in ("model_kwargs", "processor_kwargs", "config_kwargs"):
             object.__setattr__(self, name, dict(getattr(self, name) or {}))
+        self._check_placing()
         if self.base_model is not None:
             get_spec(self.base_model)
         if isinstance(self.model, os.PathLike):
@@ -172,10 +176,16 @@ class ModelSource:
         return "int8" if self.precision == "int8" else "float"
 
     @property
+    def placing_arguments(self) -> list[str]:
+        """Names of the loading arguments by which transformers places or quantises the weights itself."""
+        return sorted(PLACING_ARGUMENTS & {key for key, value in self.model_kwargs.items() if value is not None})
+
+    @property
     def executions(self) -> list[Execution]:
         """How the model runs, once for each replica; `device=None` chooses and gives one."""
+        backend = "torch" if self.placing_arguments else self.backend
         return [
-            choose_execution(device, self.precision, self.backend, architecture=self.spec.architecture)
+            choose_execution(device, self.precision, backend, architecture=self.spec.architecture)
             for device in self.devices or (self.device,)
         ]
 
@@ -183,6 +193,11 @@ class ModelSource:
         """Return what the backend needs, after a look at the folder."""
         self.check_supported()
         hub.check_folder(self.folder, pickles_allowed=self.spec.pickled_weights)
+        if self.placing_arguments and find_module("accelerate") is None:
+            raise ConfigurationError(
+                f"model_kwargs with {' and '.join(map(repr, self.placing_arguments))} needs accelerate. "
+                "Install it with: pip install accelerate"
+            )
         return LoadRequest(
             name=self.name,
             folder=self.folder,
@@ -245,6 +260,18 @@ class ModelSource:
                 raise ConfigurationError(
                     f"calibration={str(path)!r} is not a file. Pass a text file with one text per line."
                 )
+
+    def _check_placing(self) -> None:
+        names = " and ".join(map(repr, self.placing_arguments))
+        if names and self.backend not in ("auto", "torch"):
+            raise ConfigurationError(
+                f"backend={self.backend!r} is not allowed beside {names} in model_kwargs. Use backend='torch'."
+            )
+        if "device_map" in self.placing_arguments and (self.device or self.devices):
+            raise ConfigurationError(
+                f"device_map={self.model_kwargs['device_map']!r} in model_kwargs is not allowed beside "
+                f"device={self.device!r}, devices={self.devices!r}. Pass one of them."
+            )
 
     def _check_name(self, name: str) -> None:
         looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).exists()

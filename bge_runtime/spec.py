@@ -51,7 +51,8 @@ class ModelSpec:
         pooling: How token states become one vector. `model` runs the model's own module chain.
         normalize: Whether the authors L2-normalise the vector.
         query_instruction: Default text for queries; empty when the model wants none.
-        query_format: Template with `{instruction}` and `{text}`, used when the instruction is not empty.
+        query_format: Template with `{instruction}` and `{text}`; without an instruction, what follows the text stays.
+        example_format: Template with `{instruct}`, `{query}` and `{response}`; empty when there can be no examples.
         document_instruction: Text put before documents; empty for every BGE model but llm-embedder.
         tasks: Named pairs of query and document instruction.
         score: How a reranker's number arises: one logit, the logit of `Yes`, or a head per layer.
@@ -62,6 +63,7 @@ class ModelSpec:
         package: Import name of the installed package that carries the weights.
         pickled_weights: Whether the repository publishes its weights in pickle format only.
         unsupported: Why the model cannot run; `None` when it can.
+        checked: What was checked and how.
     """
 
     id: str
@@ -75,6 +77,7 @@ class ModelSpec:
     normalize: bool = True
     query_instruction: str = ""
     query_format: str = "{instruction}{text}"
+    example_format: str = ""
     document_instruction: str = ""
     tasks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     score: Score | None = None
@@ -85,10 +88,12 @@ class ModelSpec:
     package: str | None = None
     pickled_weights: bool = False
     unsupported: str | None = None
+    checked: str = ""
 
     def __post_init__(self) -> None:
-        """Freeze the mapping and check the template."""
+        """Freeze the mapping and check the template, in which backslash and n are a newline as in FlagEmbedding."""
         object.__setattr__(self, "tasks", MappingProxyType(dict(self.tasks)))
+        object.__setattr__(self, "query_format", self.query_format.replace("\\n", "\n"))
         if "{text}" not in self.query_format:
             raise ConfigurationError(
                 f"ModelSpec {self.id!r}: query_format={self.query_format!r} lacks '{{text}}'. "

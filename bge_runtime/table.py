@@ -46,10 +46,12 @@ LLM_EMBEDDER_TASKS = {
     ),
 }
 
-DECODER = "decoder embedders (last-token pooling) are not supported yet"
+INSTRUCT = "<instruct>{instruction}\n<query>{text}"
 LLM_RERANKER = "LLM rerankers (logit of 'Yes') are not supported yet"
 LAYERWISE = "layerwise rerankers (a score head per layer) are not supported yet"
 VISION = "image and text models (BGE-VL) are not supported yet"
+ENCODER_CHECKED = "vectors against plain transformers (first token, L2) on a seeded checkpoint of its layout"
+DECODER_CHECKED = "vectors against plain transformers (last token, L2) on a seeded checkpoint of its layout"
 BACKBONE = "this is a pre-training backbone; its authors do not publish it for embedding"
 
 
@@ -110,6 +112,7 @@ _MORE_ENCODERS = (
         pooling="cls",
         languages=MULTILINGUAL,
         pickled_weights=True,
+        checked=ENCODER_CHECKED,
     ),
     ModelSpec(
         id="BAAI/bge-m3-retromae",
@@ -134,6 +137,7 @@ _MORE_ENCODERS = (
         query_instruction=LLM_EMBEDDER_TASKS["qa"][0],
         document_instruction=LLM_EMBEDDER_TASKS["qa"][1],
         tasks=LLM_EMBEDDER_TASKS,
+        checked=ENCODER_CHECKED + "; each of the six tasks",
     ),
     ModelSpec(
         id="sentence-transformers/all-MiniLM-L6-v2",
@@ -157,12 +161,13 @@ _DECODERS = (
         parameters=9_240_000_000,
         dimension=3584,
         max_length=4096,
+        positions=8192,
         pooling="last",
         query_instruction=WEB_SEARCH,
-        query_format="<instruct>{instruction}\n<query>{text}",
+        query_format=INSTRUCT,
         languages=MULTILINGUAL,
         license="gemma",
-        unsupported=DECODER,
+        checked=DECODER_CHECKED,
     ),
     ModelSpec(
         id="BAAI/bge-en-icl",
@@ -171,11 +176,13 @@ _DECODERS = (
         parameters=7_110_000_000,
         dimension=4096,
         max_length=4096,
+        positions=32768,
         pooling="last",
         query_instruction=WEB_SEARCH,
-        query_format="<instruct>{instruction}\n<query>{text}\n<response>",
+        query_format=INSTRUCT + "\n<response>",
+        example_format="<instruct>{instruct}\n<query>{query}\n<response>{response}",
         license="Apache-2.0",
-        unsupported=DECODER,
+        checked=DECODER_CHECKED + "; examples and suffix against the authors' definition",
     ),
     ModelSpec(
         id="BAAI/bge-code-v1",
@@ -186,10 +193,10 @@ _DECODERS = (
         max_length=4096,
         pooling="last",
         query_instruction=WEB_SEARCH,
-        query_format="<instruct>{instruction}\n<query>{text}",
+        query_format=INSTRUCT,
         languages=("en", "zh", "code"),
         license="Apache-2.0",
-        unsupported=DECODER,
+        checked=DECODER_CHECKED,
     ),
     ModelSpec(
         id="BAAI/bge-reasoner-embed-qwen3-8b-0923",
@@ -202,7 +209,7 @@ _DECODERS = (
         query_instruction=WEB_SEARCH,
         query_format="Instruct: {instruction}\nQuery: {text}",
         license="Apache-2.0",
-        unsupported=DECODER,
+        checked=DECODER_CHECKED,
     ),
 )
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from bge_runtime.instructions import Framed
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -68,20 +70,25 @@ class Tokenizing:
         """Return what a `tokenizer.json` of this tokenizer holds."""
         return str(self._tokenizer.to_str())
 
-    def texts(self, texts: Sequence[str], max_length: int, overlap: int | None = None) -> TokenizedTexts:
+    def texts(self, texts: Sequence[str | Framed], max_length: int, overlap: int | None = None) -> TokenizedTexts:
         """Tokenise texts with their special tokens, in at most `max_length` tokens each.
 
         Args:
-            texts: Any texts.
+            texts: Any texts; those in a frame are cut inside it, and their examples come on top of `max_length`.
             max_length: Most tokens of a sequence, special tokens included.
             overlap: Tokens that two passages of a longer text share; `None` cuts its end off instead.
         """
         room = max(max_length - self._single.size, 0)
         truncated = 0
         sequences, passages = [], []
-        for ids in self._content(texts):
-            parts = _parts(ids, room, overlap)
-            truncated += overlap is None and len(ids) > room
+        whole = [text if isinstance(text, str) else "".join(text) for text in texts]
+        for text, ids in zip(texts, self._content(whole), strict=True):
+            if isinstance(text, str):
+                parts = _parts(ids, room, overlap)
+                truncated += overlap is None and len(ids) > room
+            else:
+                parts = [self._cut_inside(text, ids, room)]
+                truncated += parts[0] is not ids
             sequences += [self._single.build(part) for part in parts]
             passages.append(len(parts))
         return TokenizedTexts(sequences, truncated, passages)
@@ -133,6 +140,26 @@ class Tokenizing:
                 texts[start : start + TEXTS_PER_CALL], add_special_tokens=False
             ):
                 yield encoding.ids
+
+    def _cut_inside(self, framed: Framed, ids: list[int], room: int) -> list[int]:
+        """Return `ids`, or those of a shorter text in its frame when head and text have no room beside the tail.
+
+        As FlagEmbedding does for bge-en-icl: the tail is counted as it is tokenised alone.
+        """
+        room = max(room - self._length(framed.tail), 0)
+        if len(ids) <= room:
+            return ids
+        text = framed.head + framed.text
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if len(encoding.ids) <= room:
+            return ids
+        # Neither the space before the next token, nor the first bytes of a character.
+        end = min(encoding.offsets[room - 1][1], encoding.offsets[room][0]) if room else 0
+        shorter = framed.examples + text[:end] + framed.tail
+        return list(self._tokenizer.encode(shorter, add_special_tokens=False).ids)
+
+    def _length(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _template(self, *texts: str) -> _Template:
         """Learn from an encoding which special tokens stand where."""

@@ -30,8 +30,8 @@ MODEL_KWARGS = {
     "trust_remote_code": "trust_remote_code",
     "use_auth_token": "token",
 }
-# HuggingFaceBgeEmbeddings takes this one without nesting.
-LOADER_KWARGS = ("attn_implementation",)
+# Arguments of the transformers model that need no nesting; HuggingFaceBgeEmbeddings takes the first one so.
+LOADER_KWARGS = ("attn_implementation", "device_map", "quantization_config")
 RETIRED_MODEL_KWARGS = {
     "activation_fn": "Pass normalize=True for the sigmoid, normalize=False for the raw logit.",
     "default_prompt_name": "Pass query_instruction= or embed_instruction=; None takes the model's own.",

@@ -33,6 +33,7 @@ class BGEEmbeddings(ConfiguredModel, Embeddings):
     Key init args:
         model: Hub id, name in the model table (`bge models`), folder, or `ModelSpec`. `model_name` is the same.
         query_instruction: Text before queries; `None` takes the model's own, `""` turns it off.
+        examples: In-context examples before queries, for bge-en-icl: dictionaries with `query`, `response`, `instruct`.
         embed_instruction: The same before documents. `document_instruction` is the same.
         normalize: Whether vectors have length 1; `None` does as the model's authors do.
         device, precision, batch_size, max_length, truncation, cache_folder, show_progress, ...: see the fields.
@@ -78,6 +79,7 @@ class BGEEmbeddings(ConfiguredModel, Embeddings):
         "query_instruction": "query_instruction",
         "embed_instruction": "document_instruction",
         "task": "task",
+        "examples": "examples",
         "legacy": "legacy",
         "normalize": "normalize",
         "truncate_dim": "truncate_dim",
@@ -104,6 +106,9 @@ class BGEEmbeddings(ConfiguredModel, Embeddings):
         default=None, description="Text before documents; '' for none, None for the model's own."
     )
     task: str | None = Field(default=None, description="Named pair of instructions, where a model has them.")
+    examples: list[dict[str, str]] | None = Field(
+        default=None, description="In-context examples before queries (bge-en-icl): instruct, query, response."
+    )
     legacy: bool = Field(
         default=False, description="Read texts as HuggingFaceBgeEmbeddings did: for indexes that it filled."
     )

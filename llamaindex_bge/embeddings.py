@@ -64,6 +64,7 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         "query_instruction": "query_instruction",
         "text_instruction": "document_instruction",
         "task": "task",
+        "examples": "examples",
         "legacy": "legacy",
         "normalize": "normalize",
         "truncate_dim": "truncate_dim",
@@ -92,6 +93,9 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         default=None, description="Text before documents; '' for none, None for the model's own."
     )
     task: str | None = Field(default=None, description="Named pair of instructions, where a model has them.")
+    examples: list[dict[str, str]] | None = Field(
+        default=None, description="In-context examples before queries (bge-en-icl): instruct, query, response."
+    )
     legacy: bool = Field(
         default=False, description="Read texts as HuggingFaceBgeEmbeddings did: for indexes that it filled."
     )

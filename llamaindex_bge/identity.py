@@ -29,6 +29,8 @@ NUMERIC_KWARGS = {"torch_dtype", "dtype", "device_map", "attn_implementation", "
 def vector_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of an embedding's fields that change vectors."""
     settings = {name: fields[name] for name in VECTOR_FIELDS if name in fields}
+    if fields.get("examples"):
+        settings["examples"] = fields["examples"]
     if fields.get("legacy"):
         settings["legacy"] = True
     if fields.get("adapter"):

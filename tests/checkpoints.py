@@ -12,7 +12,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.checkpoint_files import Checkpoint, checkpoint_files, config_of, to_json
+from tests.checkpoint_files import Checkpoint, Files, checkpoint_files, config_of, to_json
+from tests.decoder_checkpoints import DECODERS, DecoderCheckpoint, decoder_files
 from tests.tiny_tokenizers import bert_tokenizer
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Checkpoint",
     "build_hub_cache",
     "commit_of",
+    "files_of",
     "fine_tuned_folder",
     "folder_without_weights",
     "padded_tokenizer_folder",
@@ -58,16 +60,33 @@ CHECKPOINTS = (
         head=1,
         modules=False,
     ),
+    Checkpoint(
+        name="BAAI/bge-m3-unsupervised",
+        family="xlmr",
+        hidden=1024,
+        heads=16,
+        seed=7,
+        positions=8194,
+        max_length=8192,
+        layers=1,
+        pickled=True,
+    ),
+    *DECODERS,
 )
 POISON = "weather"
 BY_NAME = {checkpoint.name: checkpoint for checkpoint in CHECKPOINTS}
 
 
-def build_hub_cache(cache: Path, checkpoints: tuple[Checkpoint, ...] = CHECKPOINTS) -> Path:
+def build_hub_cache(cache: Path, checkpoints: tuple[Checkpoint | DecoderCheckpoint, ...] = CHECKPOINTS) -> Path:
     """Write checkpoints into a Hugging Face hub cache folder and return the folder."""
     for checkpoint in checkpoints:
-        place_in_hub_cache(cache, checkpoint.name, checkpoint_files(checkpoint))
+        place_in_hub_cache(cache, checkpoint.name, files_of(checkpoint))
     return cache
+
+
+def files_of(checkpoint: Checkpoint | DecoderCheckpoint) -> Files:
+    """Return the content of every file of a checkpoint."""
+    return decoder_files(checkpoint) if isinstance(checkpoint, DecoderCheckpoint) else checkpoint_files(checkpoint)
 
 
 def commit_of(name: str) -> str:
@@ -91,9 +110,9 @@ def place_in_hub_cache(cache: Path, name: str, files: Mapping[str, bytes]) -> Pa
     return snapshot
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, **changes: bytes | None) -> Path:
+def write_checkpoint(folder: Path, checkpoint: Checkpoint | DecoderCheckpoint, **changes: bytes | None) -> Path:
     """Write a checkpoint into a folder; `changes` replaces files, or drops those given as `None`."""
-    for path, content in {**checkpoint_files(checkpoint), **changes}.items():
+    for path, content in {**files_of(checkpoint), **changes}.items():
         if content is not None:
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -36,10 +36,13 @@ def load(request: LoadRequest) -> TorchBackend:
         "weights_only": True,
         **request.model_kwargs,
     }
+    if model_kwargs.get("quantization_config") is not None and model_kwargs.get("device_map") is None:
+        model_kwargs["device_map"] = {"": request.device}  # quantised weights cannot be moved afterwards
+    placed = model_kwargs.get("device_map") is not None
     with _no_progress_bars():
         model = model_class(
             str(request.folder),
-            device=request.device,
+            device=None if placed else request.device,
             trust_remote_code=request.trust_remote_code,
             local_files_only=True,
             model_kwargs=model_kwargs,
@@ -97,6 +100,7 @@ class TorchBackend:
         self.own_pooling = _own_pooling(self._tail)
         self._device = model.device
         self._pad_id = int(transformer.tokenizer.pad_token_id or 0)
+        self._nothing = TokenSequence([self._pad_id], [0])
         weights = list(model.parameters())
         self.tokenizing = Tokenizing(fast)
         self.parameters = sum(weight.numel() for weight in weights)
@@ -104,6 +108,8 @@ class TorchBackend:
 
     def forward(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
         """Run one padded batch; see `Backend.forward`."""
+        # Qwen's tokenizer gives an empty text no token at all.
+        batch = [sequence if sequence.ids else self._nothing for sequence in batch]
         with torch.inference_mode(), device_errors(self._device, len(batch)):
             return self._run(batch, output)
 

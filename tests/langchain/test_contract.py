@@ -11,6 +11,7 @@ from langchain_core.documents import Document
 
 from langchain_bge import BGEEmbeddings, BGERerank
 from tests.contracts.adapters import EmbedderAdapter, RankedRow, RerankerAdapter
+from tests.contracts.decoder_contract import DecoderContract
 from tests.contracts.embedder_contract import EmbedderContract
 from tests.contracts.reranker_contract import RerankerContract
 
@@ -91,6 +92,12 @@ def _rows(documents: Iterable[Document]) -> list[RankedRow]:
 
 
 class TestEmbeddings(EmbedderContract):
+    @pytest.fixture
+    def adapter(self) -> type[EmbedderAdapter]:
+        return LangChainEmbedder
+
+
+class TestDecoders(DecoderContract):
     @pytest.fixture
     def adapter(self) -> type[EmbedderAdapter]:
         return LangChainEmbedder

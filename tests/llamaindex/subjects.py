@@ -17,7 +17,16 @@ import pytest
 
 from tests.checkpoints import commit_of
 
-__all__ = ["EMBEDDER", "RERANKER", "Subjects", "choose_subjects", "cls_vectors", "no_waiting", "snapshot"]
+__all__ = [
+    "EMBEDDER",
+    "RERANKER",
+    "Subjects",
+    "choose_subjects",
+    "cls_vectors",
+    "last_vector",
+    "no_waiting",
+    "snapshot",
+]
 
 INCUMBENT = bool(os.environ.get("BGE_TESTS_INCUMBENT"))
 EMBEDDER = "BAAI/bge-small-en-v1.5"
@@ -142,6 +151,17 @@ def cls_vectors(folder: Path, texts: list[str]) -> Any:
     with torch.inference_mode():
         states = model(**batch).last_hidden_state[:, 0]
     return torch.nn.functional.normalize(states).numpy()
+
+
+def last_vector(folder: Path, text: str) -> Any:
+    """What plain transformers make of a text: the last token's state, with length 1."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        states = model(**AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")).last_hidden_state
+    return torch.nn.functional.normalize(states[0, -1], dim=0).numpy()
 
 
 @contextmanager

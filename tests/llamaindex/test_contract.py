@@ -11,6 +11,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 from llamaindex_bge import BGEEmbedding, BGERerank
 from tests.contracts.adapters import EmbedderAdapter, RankedRow, RerankerAdapter
+from tests.contracts.decoder_contract import DecoderContract
 from tests.contracts.embedder_contract import EmbedderContract
 from tests.contracts.reranker_contract import RerankerContract
 
@@ -77,6 +78,12 @@ def _rows(nodes: list[NodeWithScore], reranked: list[NodeWithScore]) -> list[Ran
 
 
 class TestEmbedding(EmbedderContract):
+    @pytest.fixture
+    def adapter(self) -> type[EmbedderAdapter]:
+        return LlamaIndexEmbedder
+
+
+class TestDecoders(DecoderContract):
     @pytest.fixture
     def adapter(self) -> type[EmbedderAdapter]:
         return LlamaIndexEmbedder

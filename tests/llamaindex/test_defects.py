@@ -26,7 +26,7 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 
 from tests.checkpoints import Checkpoint, write_checkpoint
 from tests.llamaindex.conftest import EMBEDDER, EN
-from tests.llamaindex.subjects import Subjects, cls_vectors, no_waiting, snapshot
+from tests.llamaindex.subjects import Subjects, cls_vectors, last_vector, no_waiting, snapshot
 
 
 @pytest.fixture
@@ -88,9 +88,11 @@ def test_a_folder_of_a_bge_model_gets_the_instruction(
 
 @pytest.mark.defect("3.4")
 @pytest.mark.parametrize("model", ["BAAI/bge-multilingual-gemma2", "BAAI/bge-en-icl", "BAAI/bge-code-v1"])
-def test_a_model_whose_format_is_missing_is_refused(subjects: Subjects, model: str) -> None:
-    with pytest.raises(NotImplementedError, match="not supported yet"):
-        subjects.embedding(model)
+def test_a_models_format_is_applied(subjects: Subjects, hub_cache: Path, model: str) -> None:
+    task = "Given a web search query, retrieve relevant passages that answer the query."
+    suffix = "\n<response>" if "icl" in model else ""
+    expected = last_vector(snapshot(hub_cache, model), f"<instruct>{task}\n<query>panda{suffix}")
+    assert_close(subjects.embedding(model).get_query_embedding("panda"), expected)
 
 
 @pytest.mark.defect("3.5")

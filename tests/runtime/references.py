@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 __all__ = [
     "Heads",
+    "icl_vector",
+    "last_token_vector",
     "late_interaction",
     "m3",
     "m3_scores",
@@ -131,3 +133,32 @@ def _encoder(folder: Path) -> Any:
 @cache
 def _classifier(folder: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+
+
+def last_token_vector(folder: Path, text: str, *, max_length: int | None = None) -> np.ndarray:
+    """Return the L2-normalised state of a text's last token: FlagEmbedding's decoder embedders."""
+    cut = {"truncation": True, "max_length": max_length} if max_length else {}
+    inputs = _auto_tokenizer(folder)(text, return_tensors="pt", **cut)
+    with torch.inference_mode():
+        states = _encoder(folder)(**inputs).last_hidden_state
+    return unit(states[0, -1].double().numpy())
+
+
+def icl_vector(folder: Path, query: str, examples: str = "", *, max_length: int) -> np.ndarray:
+    """Return the vector of a formatted query between examples and suffix: FlagEmbedding's embedder for bge-en-icl.
+
+    There the cut query goes through text once more, which puts a space behind special tokens; here it does not.
+    Not for lengths that split a character: there its bytes, and those before it, become U+FFFD.
+    """
+    tokenizer, suffix = _auto_tokenizer(folder), "\n<response>"
+    around = 1 + len(tokenizer(f"{suffix}</s>", add_special_tokens=False)["input_ids"])
+    ids = tokenizer(query, truncation=True, max_length=max_length - around, add_special_tokens=False)["input_ids"]
+    kept = tokenizer.decode(ids).replace("<instruct> ", "<instruct>").replace("<query> ", "<query>")
+    extra = sum(len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (examples, suffix))
+    total = (extra + max_length + 8) // 8 * 8 + 8
+    return last_token_vector(folder, examples + kept + suffix, max_length=total)
+
+
+@cache
+def _auto_tokenizer(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -6,6 +6,7 @@ import pytest
 
 import bge_runtime
 from tests.contracts.adapters import EmbedderAdapter
+from tests.contracts.decoder_contract import DecoderContract
 from tests.contracts.embedder_contract import EmbedderContract
 
 
@@ -31,6 +32,12 @@ class RuntimeEmbedder(EmbedderAdapter):
 
 
 class TestEmbedder(EmbedderContract):
+    @pytest.fixture
+    def adapter(self):
+        return RuntimeEmbedder
+
+
+class TestDecoders(DecoderContract):
     @pytest.fixture
     def adapter(self):
         return RuntimeEmbedder

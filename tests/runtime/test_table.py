@@ -55,12 +55,12 @@ ENCODERS = {
     "bge-m3-unsupervised": (568, 1024, 8192, "cls", "", "MIT"),
     "llm-embedder": (109, 768, 512, "cls", LLM_EMBEDDER["qa"][0], "MIT"),
 }
-# name: millions of parameters, dimension, format of queries, licence
+# name: millions of parameters, dimension, longest input, what it may be raised to, format of queries, licence
 DECODERS = {
-    "bge-multilingual-gemma2": (9240, 3584, INSTRUCT, "gemma"),
-    "bge-en-icl": (7100, 4096, INSTRUCT + "\n<response>", "apache-2.0"),
-    "bge-code-v1": (1540, 1536, INSTRUCT, "apache-2.0"),
-    "bge-reasoner-embed-qwen3-8b-0923": (None, 4096, "Instruct: {instruction}\nQuery: {text}", None),
+    "bge-multilingual-gemma2": (9240, 3584, 4096, 8192, INSTRUCT, "gemma"),
+    "bge-en-icl": (7100, 4096, 4096, 32768, INSTRUCT + "\n<response>", "apache-2.0"),
+    "bge-code-v1": (1540, 1536, 4096, None, INSTRUCT, "apache-2.0"),
+    "bge-reasoner-embed-qwen3-8b-0923": (None, 4096, 32768, None, "Instruct: {instruction}\nQuery: {text}", None),
 }
 # name: millions of parameters, longest pair, score, licence
 RERANKERS = {
@@ -73,10 +73,6 @@ RERANKERS = {
 }
 # name: word of the message that says which kind it is
 UNSUPPORTED = {
-    "bge-multilingual-gemma2": "decoder",
-    "bge-en-icl": "decoder",
-    "bge-code-v1": "decoder",
-    "bge-reasoner-embed-qwen3-8b-0923": "decoder",
     "bge-m3-retromae": "backbone",
     "bge-reranker-v2-gemma": "LLM reranker",
     "bge-reranker-v2-minicpm-layerwise": "layerwise",
@@ -109,13 +105,23 @@ def test_encoder_facts(name, facts):
 
 @pytest.mark.parametrize(("name", "facts"), DECODERS.items(), ids=DECODERS)
 def test_decoder_facts(name, facts):
-    size, dimension, query_format, licence = facts
+    size, dimension, max_length, positions, query_format, licence = facts
     spec = bge_runtime.get_spec(f"BAAI/{name}")
     assert (spec.kind, spec.dimension, spec.pooling) == ("embedder", dimension, "last")
+    assert (spec.max_length, spec.positions) == (max_length, positions)
+    assert spec.query_instruction == "Given a web search query, retrieve relevant passages that answer the query."
     assert size is None or millions(spec) == pytest.approx(size, rel=0.01)
     assert spec.query_format == query_format
     assert spec.document_instruction == ""
     assert licence is None or spec.license.lower() == licence
+    assert spec.normalize
+    assert not spec.remote_code
+    assert spec.checked
+
+
+def test_only_bge_en_icl_takes_examples():
+    formats = {spec.basename: spec.example_format for spec in bge_runtime.list_models() if spec.example_format}
+    assert formats == {"bge-en-icl": "<instruct>{instruct}\n<query>{query}\n<response>{response}"}
 
 
 @pytest.mark.parametrize(("name", "facts"), RERANKERS.items(), ids=RERANKERS)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 import bge_runtime
+from bge_runtime.instructions import Framed
 from bge_runtime.tokenizing import Tokenizing
 from tests.contracts.concurrency import in_threads
+from tests.decoder_tokenizers import decoder_tokenizer
 from tests.tiny_tokenizers import bert_tokenizer, xlmr_tokenizer
 
 TEXTS = ["The giant panda eats bamboo.", "", "大熊猫：竹子", "zymurgy " * 30, "a  b\n\tc", "\N{SNOWMAN}"]
@@ -104,3 +106,32 @@ def test_embedder_counts_and_offsets_are_the_models_own(hub_cache):
         embedder.count_tokens("panda")
     with pytest.raises(bge_runtime.InputError):
         embedder.token_offsets(None)
+
+
+FRAMED = {
+    **FAMILIES,
+    "gemma": lambda: decoder_tokenizer("gemma", add_eos=True, added=("<instruct>", "<query>")),
+    "llama": lambda: decoder_tokenizer("llama", add_eos=True, added=("<instruct>", "<query>", "<response>")),
+    "qwen2": lambda: decoder_tokenizer("qwen2"),
+}
+
+
+@pytest.mark.parametrize("family", FRAMED)
+@pytest.mark.parametrize("examples", ["", "<instruct>a\n<query>panda\n<response>bear\n\n"], ids=["plain", "examples"])
+def test_a_text_in_a_frame_is_cut_between_its_head_and_its_tail(family, examples):
+    tokenizer, head, tail = FRAMED[family](), "<instruct>Given a query\n<query>", "\n<response>"
+    text = "what is panda, 大熊猫: bear?\n\nYes  or no \n"
+    full = Tokenizing(tokenizer).count([head + text + tail])[0]
+    before = len(tokenizer.encode(examples, add_special_tokens=False).ids)
+    allowed = [tokenizer.encode(examples + head + text[:end] + tail).ids for end in range(len(text) + 1)]
+    least = len(tokenizer.encode(head + tail).ids) + 2
+    for limit in range(least, full + 4):
+        tokens = Tokenizing(tokenizer).texts([Framed(examples, head, text, tail), "x"], limit)
+        ids = tokens.sequences[0].ids
+        assert ids in allowed
+        assert len(ids) <= limit + before
+        # A character of four bytes goes as a whole, and the tail is counted alone.
+        assert tokens.truncated == (ids != allowed[-1])
+        assert ids == allowed[-1] or len(ids) >= limit + before - 8
+        assert tokens.sequences[1].ids == tokenizer.encode("x").ids
+    assert ids == allowed[-1]

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         list_models,
         register_model,
     )
+    from bge_runtime.vision import VisionEmbedder
 
 try:
     __version__ = version("bge-integrations")
@@ -74,6 +75,7 @@ _HOME = {
     "Reranker": "reranker",
     "UnloadEvent": "hooks",
     "VectorCache": "cache",
+    "VisionEmbedder": "vision",
     "add_hook": "loading",
     "bind_index": "binding",
     "check_text": "inputs",
@@ -127,6 +129,7 @@ __all__ = [
     "UnsafeWeightsError",
     "UnsupportedModelError",
     "VectorCache",
+    "VisionEmbedder",
     "add_hook",
     "bind_index",
     "check_text",

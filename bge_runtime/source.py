@@ -178,6 +178,7 @@ class ModelSource:
             task="embed" if task == "embed" else "score",
             device=device,
             precision=precision,
+            architecture=self.spec.architecture,
             calibration=Path(self.calibration) if self.calibration else None,
             trust_remote_code=self.trust_remote_code,
             pickled_weights=hub.weight_files(self.folder)[0].suffix != ".safetensors",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tests.tiny_tokenizers import bert_tokenizer, vocabulary, xlmr_tokenizer
 
-__all__ = ["Checkpoint", "checkpoint_files", "config_of", "to_json"]
+__all__ = ["Checkpoint", "Files", "checkpoint_files", "config_of", "to_json"]
 
 Files = dict[str, bytes]
 

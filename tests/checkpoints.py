@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.checkpoint_files import Checkpoint, checkpoint_files, config_of, to_json
+from tests.clip_checkpoints import CLIP_CHECKPOINTS, clip_files
 from tests.tiny_tokenizers import bert_tokenizer
 
 __all__ = [
@@ -67,6 +68,8 @@ def build_hub_cache(cache: Path, checkpoints: tuple[Checkpoint, ...] = CHECKPOIN
     """Write checkpoints into a Hugging Face hub cache folder and return the folder."""
     for checkpoint in checkpoints:
         place_in_hub_cache(cache, checkpoint.name, checkpoint_files(checkpoint))
+    for clip in CLIP_CHECKPOINTS:
+        place_in_hub_cache(cache, clip.name, clip_files(clip))
     return cache
 
 

@@ -7,19 +7,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from bge_runtime.tokenizing import Tokenizing, TokenSequence
+from bge_runtime.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Backend", "LoadRequest", "Output"]
+__all__ = ["Backend", "LoadRequest", "ModelInput", "Output"]
 
 # What a forward pass returns for each input:
 #   cls, mean, last, model   one vector, float32 [dimension], not normalised
 #   tokens                   a vector per token, float32 [tokens, dimension], special tokens included
 #   score                    one raw logit, float32 []
-Output = Literal["cls", "mean", "last", "model", "tokens", "score"]
+#   image                    one vector of a picture, float32 [dimension], not normalised
+Output = Literal["cls", "mean", "last", "model", "tokens", "score", "image"]
+
+
+class ModelInput(Protocol):
+    """One input of a forward pass: a token sequence, or a picture."""
+
+    @property
+    def length(self) -> int:
+        """What it costs, in tokens or what compares to them."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +42,7 @@ class LoadRequest:
         task: `embed` for token states and vectors, `score` for a classification head.
         device: Device name.
         precision: Number format of the computation.
+        architecture: `model_type` of its configuration.
         calibration: File of texts, one per line, that set the ranges of an exported int8 model; `None` is our own.
         trust_remote_code: Whether the folder's own Python code may run.
         pickled_weights: Whether the weights are to be read from pickle files (with `weights_only=True`).
@@ -45,6 +56,7 @@ class LoadRequest:
     task: Literal["embed", "score"]
     device: str
     precision: str
+    architecture: str = ""
     calibration: Path | None = None
     trust_remote_code: bool = False
     pickled_weights: bool = False
@@ -68,8 +80,8 @@ class Backend(Protocol):
     parameters: int
     bytes: int
 
-    def forward(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
-        """Run one batch and return one array per input, in input order.
+    def forward(self, batch: Sequence[Any], output: Output) -> Sequence[NDArray[np.float32]]:
+        """Run one batch, inputs of the kind that the output needs, and return one array per input, in their order.
 
         Raises:
             OutOfMemoryError: The batch does not fit; the engine halves it and tries again.

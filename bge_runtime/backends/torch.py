@@ -33,7 +33,7 @@ def load(request: LoadRequest) -> TorchBackend:
         "weights_only": True,
         **request.model_kwargs,
     }
-    with _no_progress_bars():
+    with no_progress_bars():
         model = model_class(
             str(request.folder),
             device=request.device,
@@ -47,7 +47,7 @@ def load(request: LoadRequest) -> TorchBackend:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Keep transformers quiet while it reads weights; loads happen one at a time."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -6,10 +6,11 @@ from llama_index.core.embeddings.loading import RECOGNIZED_EMBEDDINGS
 
 from llamaindex_bge.binding import bind_index
 from llamaindex_bge.embeddings import BGEEmbedding
+from llamaindex_bge.multi_modal import BGEMultiModalEmbedding
 from llamaindex_bge.postprocessor import BGERerank
 from llamaindex_bge.splitting import BGETokenSplitter
 
-__all__ = ["BGEEmbedding", "BGERerank", "BGETokenSplitter", "__version__", "bind_index"]
+__all__ = ["BGEEmbedding", "BGEMultiModalEmbedding", "BGERerank", "BGETokenSplitter", "__version__", "bind_index"]
 
 try:
     __version__ = version("bge-integrations")
@@ -18,3 +19,4 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 # load_embed_model() knows no other way to a class; with this, saved configurations load.
 RECOGNIZED_EMBEDDINGS[BGEEmbedding.class_name()] = BGEEmbedding
+RECOGNIZED_EMBEDDINGS[BGEMultiModalEmbedding.class_name()] = BGEMultiModalEmbedding

@@ -31,6 +31,7 @@ __all__ = [
     "poisoned_reranker_folder",
     "two_label_folder",
     "write_checkpoint",
+    "write_files",
 ]
 
 CHECKPOINTS = (
@@ -96,11 +97,16 @@ def place_in_hub_cache(cache: Path, name: str, files: Mapping[str, bytes]) -> Pa
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, **changes: bytes | None) -> Path:
     """Write a checkpoint into a folder; `changes` replaces files, or drops those given as `None`."""
-    for path, content in {**checkpoint_files(checkpoint), **changes}.items():
-        if content is not None:
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+    files = {**checkpoint_files(checkpoint), **changes}
+    return write_files(folder, {path: content for path, content in files.items() if content is not None})
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files below a folder and return it."""
+    for path, content in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
     return folder
 
 

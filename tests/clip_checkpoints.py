@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from tests.checkpoint_files import Files, to_json
-from tests.tiny_tokenizers import words
+from tests.tiny_tokenizers import ENGLISH
 
 __all__ = ["CLIP_CHECKPOINTS", "ClipCheckpoint", "clip_files"]
 
@@ -116,7 +117,9 @@ def _weights(checkpoint: ClipCheckpoint, config: dict[str, Any]) -> bytes:
         elif "embedding" in name and "patch" not in name:
             weights[name] = 0.5 * noise
         else:
-            weights[name] = 1.5 * shape[1:].numel() ** -0.5 * noise
+            # Features of pictures are longer than those of texts, so that a sum of unit vectors would be seen.
+            scale = 4.0 if name.startswith("visual_projection") else 1.5
+            weights[name] = scale * shape[1:].numel() ** -0.5 * noise
     return safetensors.torch.save(weights, metadata={"format": "pt"})
 
 
@@ -140,7 +143,7 @@ def _tokenizer_files() -> Files:
 def _merges() -> tuple[tuple[str, str], ...]:
     """Pairs that build the known words from left to right."""
     pairs: dict[tuple[str, str], None] = {}
-    for word in sorted({word.lower() for word in words() if word.isascii()}):
+    for word in sorted(set(re.findall("[a-z]+", ENGLISH.lower()))):
         left, *rest = [*word[:-1], f"{word[-1]}</w>"]
         for right in rest:
             pairs[left, right] = None

@@ -10,7 +10,7 @@ from typing import Literal
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-__all__ = ["bert_tokenizer", "vocabulary", "words", "xlmr_tokenizer"]
+__all__ = ["bert_tokenizer", "vocabulary", "xlmr_tokenizer"]
 
 ENGLISH = """
 Represent this sentence for searching relevant passages: Represent this query for retrieving relevant
@@ -76,8 +76,7 @@ def xlmr_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def words() -> Counter[str]:
-    """Every English word and how often it stands in the text."""
+def _words() -> Counter[str]:
     plain = ENGLISH.translate({ord(mark): " " for mark in string.punctuation})
     return Counter(plain.split())
 
@@ -96,14 +95,14 @@ def _bert_vocabulary() -> tuple[str, ...]:
     singles = [mark for mark in _characters() if not mark.isupper()]
     endings = [f"##{letter}" for letter in string.ascii_lowercase + string.digits]
     endings += [f"##{ending}" for ending in ("s", "ed", "er", "es", "ing", "ion", "ly", "tion", "ment", "ous")]
-    words = sorted({word.lower() for word in words()})
+    words = sorted({word.lower() for word in _words()})
     stems = sorted({word[:4] for word in words if len(word) > 5})
     return tuple(dict.fromkeys([*head, *singles, *FULL_WIDTH, *_ideographs(), *endings, *words, *stems]))
 
 
 @cache
 def _xlmr_pieces() -> tuple[tuple[str, float], ...]:
-    counts = words()
+    counts = _words()
     total = sum(counts.values())
     scores = {"▁": -4.0}
     scores |= {f"▁{word}": math.log(count / total) for word, count in sorted(counts.items())}

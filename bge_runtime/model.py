@@ -193,14 +193,14 @@ class Model(ABC):
         bulk: bool,
         show_progress: bool | None,
         deadline: Deadline | None = None,
-        window: int = WINDOW,
+        window: int | None = None,
     ) -> Steps[Rows]:
         """Compute one result per sequence; one window of items is prepared while another is computed.
 
         With a deadline, small windows are computed in order, and those that it cuts off are missing at the end.
         """
         batch_tokens = self._batch_tokens or loaded.batch_tokens
-        window, in_flight = (window, IN_FLIGHT) if deadline is None else (DEADLINE_WINDOW, len(items) + 1)
+        window, in_flight = (window or WINDOW, IN_FLIGHT) if deadline is None else (DEADLINE_WINDOW, len(items) + 1)
         pending: deque[Job] = deque()
         rows = Rows()
         with self._progress(len(items), show_progress) as progress:

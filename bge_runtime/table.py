@@ -51,8 +51,8 @@ LLM_RERANKER = "LLM rerankers (logit of 'Yes') are not supported yet"
 LAYERWISE = "layerwise rerankers (a score head per layer) are not supported yet"
 VISION_LLM = "the authors' own LLaVA-NeXT code is written for transformers 4.45 and does not run on transformers 5"
 CLIP_CHECKED = (
-    "image, text and combined vectors, against transformers' CLIPModel and image processor on a seeded small "
-    "checkpoint of the same layout; not with the published weights"
+    "image, text and combined vectors, against the authors' code on transformers 4.45.2 and against transformers' "
+    "CLIPModel, on seeded small checkpoints of the same layout; not with the published weights"
 )
 BACKBONE = "this is a pre-training backbone; its authors do not publish it for embedding"
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         register_model,
     )
     from bge_runtime.token_index import TokenHit, TokenIndex
+    from bge_runtime.vision import VisionEmbedder
 
 try:
     __version__ = version("bge-integrations")
@@ -82,6 +83,7 @@ _HOME = {
     "TokenIndex": "token_index",
     "UnloadEvent": "hooks",
     "VectorCache": "cache",
+    "VisionEmbedder": "vision",
     "add_hook": "loading",
     "bind_index": "binding",
     "check_text": "inputs",
@@ -144,6 +146,7 @@ __all__ = [
     "UnsafeWeightsError",
     "UnsupportedModelError",
     "VectorCache",
+    "VisionEmbedder",
     "add_hook",
     "bind_index",
     "check_text",

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
-from bge_runtime.backends.base import Output
+from bge_runtime.backends.base import ModelInput, Output
 from bge_runtime.job import Job
-from bge_runtime.tokenizing import TokenSequence
 
 __all__ = ["Batch", "JobQueue"]
 
@@ -43,7 +42,7 @@ class Batch:
         return self.items[0][0].output
 
     @property
-    def sequences(self) -> list[TokenSequence]:
+    def sequences(self) -> list[ModelInput]:
         """The inputs."""
         return [job.sequences[index] for job, index in self.items]
 

@@ -36,8 +36,8 @@ class Computing:
         """Run a batch and deliver its results; an `Exception` goes to the calls concerned."""
         backend = replica.backend
         assert backend is not None
-        tokens = sum(len(sequence.ids) for sequence in batch.sequences)
-        padded = len(batch) * max(len(sequence.ids) for sequence in batch.sequences) if backend.pads else tokens
+        tokens = sum(sequence.length for sequence in batch.sequences)
+        padded = len(batch) * max(sequence.length for sequence in batch.sequences) if backend.pads else tokens
         started = time.perf_counter()
         try:
             rows = _forward(backend, batch)

@@ -17,6 +17,7 @@ __all__ = ["describe_folder"]
 logger = logging.getLogger("bge_runtime")
 
 _POOLING: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+_CLIP_POSITIONS = 77  # what a configuration means that does not say
 _NO_LIMIT = 1_000_000  # tokenizers without a limit say 1e30
 
 
@@ -38,7 +39,7 @@ def describe_folder(folder: Path, name: str, base_model: str | None = None) -> M
     if not config:
         raise ModelNotFoundError(f"Folder {str(folder)!r} has no readable config.json, so it holds no model.")
     is_classifier = any(each.endswith("ForSequenceClassification") for each in config.get("architectures") or ())
-    kind: Kind = "reranker" if is_classifier else "embedder"
+    kind: Kind = "reranker" if is_classifier else "vision" if config.get("model_type") == "clip" else "embedder"
     family = get_spec(base_model) if base_model else _family(folder, config, name)
     if family is not None and family.kind != kind:
         family = None
@@ -47,6 +48,8 @@ def describe_folder(folder: Path, name: str, base_model: str | None = None) -> M
     parameters = family.parameters if family else 0
     if is_classifier:
         facts: dict[str, Any] = {"dimension": None, "score": "logit", "outputs": ("score",)}
+    elif kind == "vision":
+        facts = {"dimension": int(config.get("projection_dim", 512)), "normalize": True}
     else:
         facts = _vector_facts(folder, config, family)
     facts |= {"id": name, "max_length": max_length, "positions": positions, "package": None}
@@ -123,6 +126,8 @@ def _own_pooling(folder: Path, modules: list[str]) -> Pooling:
 
 def _lengths(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
     """Return the model's own maximum length and what its position table allows."""
+    if config.get("model_type") == "clip":
+        config = {"max_position_embeddings": _CLIP_POSITIONS, **(config.get("text_config") or {})}
     positions = int(config.get("max_position_embeddings") or _NO_LIMIT)
     if config.get("model_type") in ("xlm-roberta", "roberta", "camembert"):
         positions -= int(config.get("pad_token_id", 1)) + 1  # the table's first rows are never used

@@ -161,7 +161,7 @@ class TextEncoder(Model):
 
     def _check_spec(self, spec: ModelSpec) -> None:
         super()._check_spec(spec)
-        if spec.kind != "embedder":
+        if spec.kind not in ("embedder", "vision"):
             raise ConfigurationError(f"{self.model!r} is a {spec.kind}, not an embedder. Use Reranker for it.")
         if self._truncate_dim and spec.dimension and self._truncate_dim > spec.dimension:
             raise ConfigurationError(

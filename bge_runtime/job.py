@@ -10,8 +10,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from bge_runtime.backends.base import Output
-from bge_runtime.tokenizing import TokenSequence
+from bge_runtime.backends.base import ModelInput, Output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +28,7 @@ class Job:
 
     def __init__(
         self,
-        sequences: Sequence[TokenSequence],
+        sequences: Sequence[ModelInput],
         output: Output,
         *,
         batch_tokens: int,
@@ -40,7 +39,7 @@ class Job:
         """Describe the work; `Engine.submit` starts it.
 
         Args:
-            sequences: Token sequences; results come back in this order.
+            sequences: Token sequences or pictures; results come back in this order.
             output: What to return for each.
             batch_tokens: Most padded tokens of one forward pass.
             batch_size: Most inputs of one forward pass.
@@ -53,12 +52,12 @@ class Job:
         self.batch_tokens = batch_tokens
         self.batch_size = batch_size
         self.bulk = bulk
-        self.tokens = sum(len(sequence.ids) for sequence in sequences)
+        self.tokens = sum(sequence.length for sequence in sequences)
         self.queued_at = time.perf_counter()
         self.started = False
         self._on_progress = on_progress
         self._results: list[Any] = [None] * len(sequences)
-        self._waiting = deque(sorted(range(len(sequences)), key=lambda index: -len(sequences[index].ids)))
+        self._waiting = deque(sorted(range(len(sequences)), key=lambda index: -sequences[index].length))
         self._missing = len(sequences)
         self._delivering = threading.Lock()
 
@@ -74,7 +73,7 @@ class Job:
 
     def next_length(self) -> int:
         """Return the number of tokens of the next input."""
-        return len(self.sequences[self._waiting[0]].ids)
+        return self.sequences[self._waiting[0]].length
 
     def take(self) -> int:
         """Return the index of the next input."""

@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from tqdm import tqdm
 
-from bge_runtime.backends import Output
+from bge_runtime.backends import ModelInput, Output
 from bge_runtime.deadline import Deadline
 from bge_runtime.engine import Engine, Job
 from bge_runtime.errors import ConfigurationError, InputTooLongError, UnknownArgumentError
@@ -23,7 +23,6 @@ from bge_runtime.loading import STORE, LoadedModel
 from bge_runtime.source import ModelSource
 from bge_runtime.spec import ModelSpec
 from bge_runtime.steps import Steps
-from bge_runtime.tokenizing import TokenizedTexts
 
 __all__ = ["Model", "Rows", "Truncation"]
 
@@ -37,6 +36,19 @@ IN_FLIGHT = 2
 DEADLINE_WINDOW = 16
 
 Truncation = Literal["silent", "warn", "error"]
+
+
+class Prepared(Protocol):
+    """What some items of a call become: inputs, how many items were cut, and how many inputs each gave."""
+
+    @property
+    def sequences(self) -> Sequence[ModelInput]: ...
+
+    @property
+    def truncated(self) -> int: ...
+
+    @property
+    def passages(self) -> list[int]: ...
 
 
 @dataclass(slots=True)
@@ -175,19 +187,20 @@ class Model(ABC):
         self,
         loaded: LoadedModel,
         items: Sequence[Any],
-        tokenize: Callable[[Sequence[Any], int], TokenizedTexts],
+        prepare: Callable[[Sequence[Any], int], Prepared],
         output: Output,
         *,
         bulk: bool,
         show_progress: bool | None,
         deadline: Deadline | None = None,
+        window: int | None = None,
     ) -> Steps[Rows]:
-        """Compute one result per sequence; one window of items is tokenised while another is computed.
+        """Compute one result per sequence; one window of items is prepared while another is computed.
 
         With a deadline, small windows are computed in order, and those that it cuts off are missing at the end.
         """
         batch_tokens = self._batch_tokens or loaded.batch_tokens
-        window, in_flight = (WINDOW, IN_FLIGHT) if deadline is None else (DEADLINE_WINDOW, len(items) + 1)
+        window, in_flight = (window or WINDOW, IN_FLIGHT) if deadline is None else (DEADLINE_WINDOW, len(items) + 1)
         pending: deque[Job] = deque()
         rows = Rows()
         with self._progress(len(items), show_progress) as progress:
@@ -195,13 +208,13 @@ class Model(ABC):
                 for start in range(0, len(items), window):
                     if deadline is not None and deadline.passed:
                         break
-                    part = partial(tokenize, items[start : start + window], self.max_length)
-                    tokens = yield from self._tokens(loaded.engine, part, bulk)
-                    rows.cut += tokens.truncated
-                    rows.passages += tokens.passages
+                    part = partial(prepare, items[start : start + window], self.max_length)
+                    inputs = yield from self._prepared(loaded.engine, part, bulk)
+                    rows.cut += inputs.truncated
+                    rows.passages += inputs.passages
                     self._refuse_truncation(rows.cut, len(items))
                     job = Job(
-                        tokens.sequences,
+                        inputs.sequences,
                         output,
                         batch_tokens=batch_tokens,
                         batch_size=self._batch_size,
@@ -218,19 +231,19 @@ class Model(ABC):
                     job.future.cancel()
         return rows
 
-    def _tokens(self, engine: Engine, tokenize: Callable[[], TokenizedTexts], bulk: bool) -> Steps[TokenizedTexts]:
-        """Tokenise when the queue has room for the result."""
+    def _prepared(self, engine: Engine, prepare: Callable[[], Prepared], bulk: bool) -> Steps[Prepared]:
+        """Tokenise texts, or read pictures, when the queue has room for the result."""
 
-        def prepare() -> TokenizedTexts | None:
+        def prepare_now() -> Prepared | None:
             # Others may have filled the queue while this waited for a thread.
-            return None if engine.full(bulk=bulk) else tokenize()
+            return None if engine.full(bulk=bulk) else prepare()
 
         while True:
             while (room := engine.room(bulk=bulk)) is not None:
                 yield room
-            tokens = (yield prepare) if bulk else prepare()
-            if tokens is not None:
-                return tokens
+            inputs = (yield prepare_now) if bulk else prepare_now()
+            if inputs is not None:
+                return inputs
 
     def _refuse_truncation(self, cut: int, asked: int) -> None:
         if cut and self._truncation == "error":

@@ -205,6 +205,7 @@ class ModelSource:
             device=device,
             precision=precision,
             adapter=self.adapter_folder,
+            architecture=self.spec.architecture,
             calibration=Path(self.calibration) if self.calibration else None,
             trust_remote_code=self.trust_remote_code,
             pickled_weights=hub.weight_files(self.folder)[0].suffix != ".safetensors",

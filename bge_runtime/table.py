@@ -49,9 +49,13 @@ LLM_EMBEDDER_TASKS = {
 INSTRUCT = "<instruct>{instruction}\n<query>{text}"
 LLM_RERANKER = "LLM rerankers (logit of 'Yes') are not supported yet"
 LAYERWISE = "layerwise rerankers (a score head per layer) are not supported yet"
-VISION = "image and text models (BGE-VL) are not supported yet"
 ENCODER_CHECKED = "vectors against plain transformers (first token, L2) on a seeded checkpoint of its layout"
 DECODER_CHECKED = "vectors against plain transformers (last token, L2) on a seeded checkpoint of its layout"
+VISION_LLM = "the authors' own LLaVA-NeXT code is written for transformers 4.45 and does not run on transformers 5"
+CLIP_CHECKED = (
+    "image, text and combined vectors, against the authors' code on transformers 4.45.2 and against transformers' "
+    "CLIPModel, on seeded small checkpoints of the same layout; not with the published weights"
+)
 BACKBONE = "this is a pre-training backbone; its authors do not publish it for embedding"
 
 
@@ -271,18 +275,28 @@ _VISION = tuple(
     ModelSpec(
         id=f"BAAI/{name}",
         kind="vision",
-        architecture=architecture,
+        architecture="clip",
         parameters=parameters,
         dimension=dimension,
-        max_length=length,
-        outputs=("dense",),
-        remote_code=True,
-        unsupported=VISION,
+        max_length=77,
+        checked=CLIP_CHECKED,
     )
-    for name, architecture, parameters, dimension, length in (
-        ("BGE-VL-base", "clip", 149_620_737, 512, 77),
-        ("BGE-VL-large", "clip", 427_616_513, 768, 77),
-    )
+    for name, parameters, dimension in (("BGE-VL-base", 149_620_737, 512), ("BGE-VL-large", 427_616_513, 768))
 )
 
-ROWS: tuple[ModelSpec, ...] = (*_bert_encoders(), *_MORE_ENCODERS, *_DECODERS, *_RERANKERS, *_VISION)
+_VISION_LLMS = tuple(
+    ModelSpec(
+        id=f"BAAI/{name}",
+        kind="vision",
+        architecture="llava_next",
+        parameters=7_570_000_000,
+        dimension=4096,
+        max_length=32768,
+        pooling="last",
+        remote_code=True,
+        unsupported=VISION_LLM,
+    )
+    for name in ("BGE-VL-MLLM-S1", "BGE-VL-MLLM-S2", "BGE-VL-v1.5-zs", "BGE-VL-v1.5-mmeb")
+)
+
+ROWS: tuple[ModelSpec, ...] = (*_bert_encoders(), *_MORE_ENCODERS, *_DECODERS, *_RERANKERS, *_VISION, *_VISION_LLMS)

@@ -23,6 +23,11 @@ class TokenSequence(NamedTuple):
     ids: list[int]
     type_ids: list[int]
 
+    @property
+    def length(self) -> int:
+        """What the input costs: its tokens."""
+        return len(self.ids)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizedTexts:

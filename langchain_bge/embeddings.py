@@ -9,7 +9,7 @@ from langchain_core.embeddings import Embeddings
 from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 
-from bge_runtime import DEFAULT_EMBEDDER, ConfigurationError, Embedder, check_text
+from bge_runtime import DEFAULT_EMBEDDER, ConfigurationError, Embedder, VisionEmbedder, check_text
 from langchain_bge.arguments import query_options
 from langchain_bge.configured import LOADING_NAMES, ConfiguredModel, Count
 
@@ -126,6 +126,7 @@ class BGEEmbeddings(ConfiguredModel, Embeddings):
 
     _embedder: Embedder = PrivateAttr()
     _query_embedder: Embedder = PrivateAttr()
+    _vision_embedder: VisionEmbedder | None = PrivateAttr(default=None)
 
     @property
     def embedder(self) -> Embedder:
@@ -177,6 +178,30 @@ class BGEEmbeddings(ConfiguredModel, Embeddings):
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without blocking the event loop; see `embed_query`."""
         return (await _lists(await self._query_embedder.aencode_queries([check_text(text)])))[0]
+
+    def embed_image(self, uris: list[str]) -> list[list[float]]:
+        """Embed pictures, with a model for them such as `BAAI/BGE-VL-base`; stores such as Chroma call this.
+
+        Args:
+            uris: Paths of pictures; whatever else `VisionEmbedder.encode_images` takes is welcome too.
+
+        Raises:
+            InputError: Something is not a picture, or an address on a network.
+            ConfigurationError: The model reads texts only, or Pillow is not installed.
+        """
+        vectors: list[list[float]] = self._vision.encode_images(uris).tolist()
+        return vectors
+
+    async def aembed_image(self, uris: list[str]) -> list[list[float]]:
+        """Embed pictures without blocking the event loop; see `embed_image`."""
+        return await _lists(await self._vision.aencode_images(uris))
+
+    @property
+    def _vision(self) -> VisionEmbedder:
+        if self._vision_embedder is None:
+            own = self._embedder
+            self._vision_embedder = own if isinstance(own, VisionEmbedder) else VisionEmbedder.of(own)
+        return self._vision_embedder
 
     def _adopt(self, runtime: Embedder | None) -> None:
         self._embedder = runtime or Embedder(**self._runtime_arguments())

@@ -131,7 +131,7 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
                 f"embeddings_cache={store!r} is not a BaseKVStore. Pass one, such as SimpleKVStore()."
             )
         super().__init__(**arguments)
-        self._embedder = embedder or Embedder(**self._runtime_arguments())
+        self._embedder = embedder or self._runtime_class(**self._runtime_arguments())
         self.__dict__.update(known_defaults(self._embedder))
 
     @property

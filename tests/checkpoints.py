@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.checkpoint_files import Checkpoint, Files, checkpoint_files, config_of, to_json
+from tests.clip_checkpoints import CLIP_CHECKPOINTS, clip_files
 from tests.decoder_checkpoints import DECODERS, DecoderCheckpoint, decoder_files
 from tests.tiny_tokenizers import bert_tokenizer
 
@@ -32,6 +33,7 @@ __all__ = [
     "poisoned_reranker_folder",
     "two_label_folder",
     "write_checkpoint",
+    "write_files",
 ]
 
 CHECKPOINTS = (
@@ -81,6 +83,8 @@ def build_hub_cache(cache: Path, checkpoints: tuple[Checkpoint | DecoderCheckpoi
     """Write checkpoints into a Hugging Face hub cache folder and return the folder."""
     for checkpoint in checkpoints:
         place_in_hub_cache(cache, checkpoint.name, files_of(checkpoint))
+    for clip in CLIP_CHECKPOINTS:
+        place_in_hub_cache(cache, clip.name, clip_files(clip))
     return cache
 
 
@@ -112,11 +116,16 @@ def place_in_hub_cache(cache: Path, name: str, files: Mapping[str, bytes]) -> Pa
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint | DecoderCheckpoint, **changes: bytes | None) -> Path:
     """Write a checkpoint into a folder; `changes` replaces files, or drops those given as `None`."""
-    for path, content in {**files_of(checkpoint), **changes}.items():
-        if content is not None:
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+    files = {**files_of(checkpoint), **changes}
+    return write_files(folder, {path: content for path, content in files.items() if content is not None})
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files below a folder and return it."""
+    for path, content in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
     return folder
 
 

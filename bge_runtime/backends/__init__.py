@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from bge_runtime.backends.base import Backend, LoadRequest, Output
-from bge_runtime.errors import ConfigurationError
+from bge_runtime.backends.base import Backend, LoadRequest, ModelInput, Output
+from bge_runtime.errors import ConfigurationError, UnsupportedModelError
 from bge_runtime.hub import head_files
 
-__all__ = ["BACKENDS", "Backend", "LoadRequest", "Output", "check_backend_name", "load_backend"]
+__all__ = ["BACKENDS", "Backend", "LoadRequest", "ModelInput", "Output", "check_backend_name", "load_backend"]
 
 # Name -> module that defines `load(request: LoadRequest) -> Backend`.
 BACKENDS = {
@@ -17,6 +17,8 @@ BACKENDS = {
     "onnx": "bge_runtime.backends.onnx",
     "openvino": "bge_runtime.backends.openvino",
 }
+# `model_type` -> the same for an architecture with a forward of its own.
+ARCHITECTURES = {"clip": "bge_runtime.backends.clip"}
 
 
 def check_backend_name(name: str) -> str:
@@ -31,8 +33,17 @@ def check_backend_name(name: str) -> str:
 
 
 def load_backend(name: str, request: LoadRequest) -> Backend:
-    """Load weights into the named backend."""
-    backend: Backend = import_module(BACKENDS[name]).load(request)
+    """Load weights into the named backend, or into the architecture's own in place of `torch` and `packed`.
+
+    Raises:
+        UnsupportedModelError: The named backend does not know the architecture.
+    """
+    own = ARCHITECTURES.get(request.architecture)
+    if own is not None and name not in ("torch", "packed"):
+        raise UnsupportedModelError(
+            f"backend={name!r} does not run {request.name!r}, a {request.architecture!r} model. Use backend='torch'."
+        )
+    backend: Backend = import_module(own or BACKENDS[name]).load(request)
     if request.task == "embed" and head_files(request.folder):
         from bge_runtime.backends.heads import BackendWithHeads
 

@@ -7,20 +7,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from bge_runtime.tokenizing import Tokenizing, TokenSequence
+from bge_runtime.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Backend", "LoadRequest", "Output"]
+__all__ = ["Backend", "LoadRequest", "ModelInput", "Output"]
 
 # What a forward pass returns for each input:
 #   cls, mean, last, model   one vector, float32 [dimension], not normalised
 #   tokens                   a vector per token, float32 [tokens, dimension], special tokens included
 #   lexical, all             a row for `outputs.unpack_outputs`: first token and lexical weights; token vectors as well
 #   score                    one raw logit, float32 []
-Output = Literal["cls", "mean", "last", "model", "tokens", "lexical", "all", "score"]
+#   image                    one vector of a picture, float32 [dimension], not normalised
+Output = Literal["cls", "mean", "last", "model", "tokens", "lexical", "all", "score", "image"]
+
+
+class ModelInput(Protocol):
+    """One input of a forward pass: a token sequence, or a picture."""
+
+    @property
+    def length(self) -> int:
+        """What it costs, in tokens or what compares to them."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +44,7 @@ class LoadRequest:
         device: Device name.
         precision: Number format of the computation.
         adapter: Folder of a LoRA adapter that is added to the weights; `None` for none.
+        architecture: `model_type` of its configuration.
         calibration: File of texts, one per line, that set the ranges of an exported int8 model; `None` is our own.
         trust_remote_code: Whether the folder's own Python code may run.
         pickled_weights: Whether the weights are to be read from pickle files (with `weights_only=True`).
@@ -48,6 +59,7 @@ class LoadRequest:
     device: str
     precision: str
     adapter: Path | None = None
+    architecture: str = ""
     calibration: Path | None = None
     trust_remote_code: bool = False
     pickled_weights: bool = False
@@ -71,8 +83,8 @@ class Backend(Protocol):
     parameters: int
     bytes: int
 
-    def forward(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
-        """Run one batch and return one array per input, in input order.
+    def forward(self, batch: Sequence[Any], output: Output) -> Sequence[NDArray[np.float32]]:
+        """Run one batch, inputs of the kind that the output needs, and return one array per input, in their order.
 
         Raises:
             OutOfMemoryError: The batch does not fit; the engine halves it and tries again.

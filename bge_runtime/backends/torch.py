@@ -39,7 +39,7 @@ def load(request: LoadRequest) -> TorchBackend:
     if model_kwargs.get("quantization_config") is not None and model_kwargs.get("device_map") is None:
         model_kwargs["device_map"] = {"": request.device}  # quantised weights cannot be moved afterwards
     placed = model_kwargs.get("device_map") is not None
-    with _no_progress_bars():
+    with no_progress_bars():
         model = model_class(
             str(request.folder),
             device=None if placed else request.device,
@@ -57,7 +57,7 @@ def load(request: LoadRequest) -> TorchBackend:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Keep transformers quiet while it reads weights; loads happen one at a time."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

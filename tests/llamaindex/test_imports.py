@@ -46,3 +46,4 @@ def test_package_is_typed() -> None:
 
 def test_saved_configurations_find_the_class() -> None:
     assert RECOGNIZED_EMBEDDINGS["BGEEmbedding"] is llamaindex_bge.BGEEmbedding
+    assert RECOGNIZED_EMBEDDINGS["BGEMultiModalEmbedding"] is llamaindex_bge.BGEMultiModalEmbedding

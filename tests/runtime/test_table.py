@@ -77,9 +77,13 @@ UNSUPPORTED = {
     "bge-reranker-v2-gemma": "LLM reranker",
     "bge-reranker-v2-minicpm-layerwise": "layerwise",
     "bge-reranker-v2.5-gemma2-lightweight": "layerwise",
-    "BGE-VL-base": "image",
-    "BGE-VL-large": "image",
+    "BGE-VL-MLLM-S1": "LLaVA",
+    "BGE-VL-MLLM-S2": "LLaVA",
+    "BGE-VL-v1.5-zs": "LLaVA",
+    "BGE-VL-v1.5-mmeb": "LLaVA",
 }
+# name: millions of parameters, dimension
+VISION = {"BGE-VL-base": (149.6, 512), "BGE-VL-large": (427.6, 768)}
 
 
 def millions(spec):
@@ -135,8 +139,20 @@ def test_reranker_facts(name, facts):
     assert spec.remote_code == (score == "layerwise")
 
 
+@pytest.mark.parametrize(("name", "facts"), VISION.items(), ids=VISION)
+def test_vision_facts(name, facts):
+    size, dimension = facts
+    spec = bge_runtime.get_spec(f"BAAI/{name}")
+    assert (spec.kind, spec.architecture, spec.dimension, spec.max_length) == ("vision", "clip", dimension, 77)
+    assert millions(spec) == pytest.approx(size, rel=0.01)
+    assert (spec.query_instruction, spec.document_instruction) == ("", "")
+    assert spec.normalize
+    assert not spec.remote_code
+    assert "CLIPModel" in spec.checked
+
+
 def test_the_table_holds_every_published_model_and_the_packaged_one():
-    expected = {f"BAAI/{name}" for name in (*ENCODERS, *DECODERS, *RERANKERS, *UNSUPPORTED)}
+    expected = {f"BAAI/{name}" for name in (*ENCODERS, *DECODERS, *RERANKERS, *VISION, *UNSUPPORTED)}
     found = [spec.id for spec in bge_runtime.list_models()]
     assert len(found) == len(set(found))
     assert set(found) >= expected | {"sentence-transformers/all-MiniLM-L6-v2"}

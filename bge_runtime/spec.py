@@ -60,6 +60,7 @@ class ModelSpec:
         package: Import name of the installed package that carries the weights.
         pickled_weights: Whether the repository publishes its weights in pickle format only.
         unsupported: Why the model cannot run; `None` when it can.
+        checked: What was checked of it, and how; empty when nothing was.
     """
 
     id: str
@@ -83,6 +84,7 @@ class ModelSpec:
     package: str | None = None
     pickled_weights: bool = False
     unsupported: str | None = None
+    checked: str = ""
 
     def __post_init__(self) -> None:
         """Freeze the mapping and check the template."""

@@ -34,7 +34,7 @@ demo: setup ## Three questions answered through LangChain and LlamaIndex, offlin
 	$(BIN)/python examples/01_quickstart.py
 
 test: setup ## Run the tests (no network)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not hub"
 
 check: setup ## Lint, format, types and import rules
 	$(BIN)/ruff check .
@@ -71,8 +71,9 @@ bench: setup ## Measure speed against other libraries: make bench WORKLOADS=... 
 		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SCALE),--scale $(SCALE)) $(if $(RESUME),--resume)
 	$(BIN)/python -m benchmarks.report
 
-tables: setup ## Rewrite the tables of docs/benchmarks.md from the results
+tables: setup ## Rewrite the tables of docs/benchmarks.md and docs/models.md
 	$(BIN)/python -m benchmarks.report
+	$(BIN)/python tests/docs/model_table.py --write
 
 $(PEERS)/%/.ready: benchmarks/requirements/%.txt
 	@mkdir -p $(PEERS) && rm -rf $(@D)

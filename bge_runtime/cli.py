@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+EXIT_DIFFERENT = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 SNIPPET_LENGTH = 220
@@ -88,7 +89,9 @@ def models(as_json: AsJson = False) -> None:
     """List the models: what each is, and whether it runs."""
     specs = bge_runtime.list_models()
     if as_json:
-        _print_json([spec.as_dict() for spec in specs])
+        _print_json(
+            [{**spec.as_dict(), "runnable": spec.unsupported is None, "reason": spec.unsupported} for spec in specs]
+        )
         return
     rows = [
         (
@@ -105,9 +108,26 @@ def models(as_json: AsJson = False) -> None:
     _print_table(("MODEL", "KIND", "DIM", "TOKENS", "LANGUAGES", "LICENCE", "RUNS"), rows)
 
 
-@app.command(epilog="Example: bge doctor --json")
-def doctor(as_json: AsJson = False) -> None:
-    """Show versions, devices, the model hub and which models are on this machine."""
+@app.command(epilog="Example: bge doctor --verify BAAI/bge-reranker-base")
+def doctor(
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Compare with the values that its authors published; `list` shows which there are."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show versions, devices, the model hub and which models are on this machine; or check a model's results."""
+    if verify is not None:
+        from bge_runtime import verification
+
+        result = verification.Listing() if verify == "list" else verification.verify(verify)
+        if as_json:
+            _print_json(result.as_dict())
+        else:
+            _print_table(*result.table())
+        raise typer.Exit(0 if result.ok else EXIT_DIFFERENT)
     from bge_runtime.doctor import examine, render
 
     report = examine()

@@ -16,7 +16,7 @@ from threading import Thread
 
 from bge_runtime import BGEError, choose_execution, list_models, locate
 
-__all__ = ["DeviceReport", "HubReport", "Report", "examine", "render"]
+__all__ = ["DeviceReport", "HubReport", "Report", "examine", "examine_hub", "render"]
 
 PACKAGES = (
     "bge-integrations",
@@ -114,7 +114,7 @@ def examine() -> Report:
             **{name: _version(name) for name in PACKAGES},
         },
         devices=_examine_devices(),
-        hub=_examine_hub(),
+        hub=examine_hub(),
         models={name: str(folder) for name, folder in located.items() if folder is not None},
         offline_packages={spec.id: find_module(spec.package) is not None for spec in list_models() if spec.package},
     )
@@ -197,7 +197,8 @@ def _list_devices() -> tuple[str, ...]:
     return tuple(found)
 
 
-def _examine_hub() -> HubReport:
+def examine_hub() -> HubReport:
+    """Ask the model hub whether it answers, with a limit of three seconds."""
     from huggingface_hub import constants
 
     offline = bool(constants.HF_HUB_OFFLINE)

@@ -63,7 +63,7 @@ class ModelSpec:
         package: Import name of the installed package that carries the weights.
         pickled_weights: Whether the repository publishes its weights in pickle format only.
         unsupported: Why the model cannot run; `None` when it can.
-        checked: What was checked and how.
+        checked: What was checked of it, and how; empty when nothing was.
     """
 
     id: str

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+# For the tests that are marked `hub`: what follows keeps all others from the network.
+USER_ENVIRONMENT = dict(os.environ)
 # The hub's client reads its environment once, when it is imported: this must come before.
 _HUB_HOME = Path(tempfile.mkdtemp(prefix="bge-tests-hub-"))
 atexit.register(shutil.rmtree, _HUB_HOME, ignore_errors=True)

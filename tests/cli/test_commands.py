@@ -86,10 +86,19 @@ def test_models_as_json_holds_every_fact(bge):
 
     spec = bge_runtime.get_spec("BAAI/llm-embedder")
     shown = rows[spec.id]
-    assert shown.keys() == spec.as_dict().keys()
+    assert shown.keys() == {*spec.as_dict(), "runnable", "reason"}
     assert shown["tasks"] == {name: list(pair) for name, pair in spec.tasks.items()}
     assert rows["BAAI/bge-small-en-v1.5"]["query_instruction"].startswith("Represent this sentence")
     assert len(rows) == len(bge_runtime.list_models())
+
+
+def test_models_as_json_marks_every_model_runnable_or_gives_the_reason(bge):
+    rows = json.loads(bge("models", "--json").stdout)
+
+    assert {row["runnable"] for row in rows} == {True, False}
+    for row in rows:
+        assert row["runnable"] == (bge_runtime.get_spec(row["id"]).unsupported is None)
+        assert (row["reason"] is None) if row["runnable"] else len(row["reason"]) > 10
 
 
 @pytest.fixture

@@ -90,9 +90,11 @@ def _weight_files(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Files:
     files = {"pytorch_model.bin": _pickle(weights)}
     if checkpoint.m3_heads:
         generator = torch.Generator().manual_seed(checkpoint.seed + 100)
-        for name, rows in (("sparse_linear.pt", 1), ("colbert_linear.pt", checkpoint.hidden)):
-            shape = (rows, checkpoint.hidden)
-            files[name] = _pickle({"weight": 0.05 * torch.randn(shape, generator=generator), "bias": torch.zeros(rows)})
+        # The middle of the sparse bias gives about half of the tokens a weight, some special ones among them.
+        for name, rows, middle in (("sparse_linear.pt", 1, 1.5), ("colbert_linear.pt", checkpoint.hidden, 0.0)):
+            weight = 0.05 * torch.randn((rows, checkpoint.hidden), generator=generator)
+            bias = middle + 0.7 * torch.randn(rows, generator=generator)
+            files[name] = _pickle({"weight": weight, "bias": bias})
     return files
 
 

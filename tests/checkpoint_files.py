@@ -90,10 +90,11 @@ def _weight_files(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Files:
     files = {"pytorch_model.bin": _pickle(weights)}
     if checkpoint.m3_heads:
         generator = torch.Generator().manual_seed(checkpoint.seed + 100)
-        # The middle of the sparse bias gives about half of the tokens a weight, some special ones among them.
-        for name, rows, middle in (("sparse_linear.pt", 1, 1.5), ("colbert_linear.pt", checkpoint.hidden, 0.0)):
-            weight = 0.05 * torch.randn((rows, checkpoint.hidden), generator=generator)
-            bias = middle + 0.7 * torch.randn(rows, generator=generator)
+        # About half of the tokens get a lexical weight, of the published size; special ones are among them.
+        heads = (("sparse_linear.pt", 1, 0.015, 0.45), ("colbert_linear.pt", checkpoint.hidden, 0.05, 0.0))
+        for name, rows, size, middle in heads:
+            weight = size * torch.randn((rows, checkpoint.hidden), generator=generator)
+            bias = middle + 14 * size * torch.randn(rows, generator=generator)
             files[name] = _pickle({"weight": weight, "bias": bias})
     return files
 

@@ -89,9 +89,10 @@ class MultiOutputEncoder(TextEncoder):
         remembers the other until it is asked for.
 
         Raises:
-            ConfigurationError: The model has no sparse output.
+            ConfigurationError: The model is known to have no sparse output.
         """
-        self._check_outputs(("sparse",))
+        if self.source.known_spec is not None:
+            self._check_known(("sparse",))
         STORE.expect_sparse(self, self._model_key)
 
     def sparse_tokens(self, sparse: Mapping[int, float]) -> dict[str, float]:
@@ -125,15 +126,19 @@ class MultiOutputEncoder(TextEncoder):
 
     @property
     def _model_key(self) -> tuple[str, str | None]:
-        return self.source.spec.id, self.source.revision
+        known = self.source.known_spec
+        return known.id if known else self.model, self.source.revision
 
-    def _check_outputs(self, outputs: Sequence[str]) -> None:
+    def _check_known(self, outputs: Sequence[str]) -> None:
         for output in outputs:
             if output not in self.spec.outputs:
                 raise ConfigurationError(
                     f"{self.model!r} has no output {output!r}; it has {', '.join(map(repr, self.spec.outputs))}. "
                     "BAAI/bge-m3 has 'dense', 'sparse' and 'multi_vector'."
                 )
+
+    def _check_outputs(self, outputs: Sequence[str]) -> None:
+        self._check_known(outputs)
         if set(outputs) - {"dense"} and (missing := sorted(set(HEADS) - set(head_files(self.source.folder)))):
             raise ModelNotFoundError(
                 f"The folder of {self.model!r} lacks the trained heads {', '.join(missing)} "

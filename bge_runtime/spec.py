@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_EMBEDDER",
     "DEFAULT_OFFLINE_MODEL",
     "DEFAULT_RERANKER",
+    "DEFAULT_SPARSE_EMBEDDER",
     "ModelSpec",
     "find_spec",
     "get_spec",
@@ -27,6 +28,7 @@ __all__ = [
 
 DEFAULT_EMBEDDER = "BAAI/bge-small-en-v1.5"
 DEFAULT_RERANKER = "BAAI/bge-reranker-base"
+DEFAULT_SPARSE_EMBEDDER = "BAAI/bge-m3"
 DEFAULT_OFFLINE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 Kind = Literal["embedder", "reranker", "vision"]

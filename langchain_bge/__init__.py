@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from langchain_bge.embeddings import BGEEmbeddings
     from langchain_bge.rerank import BGERerank
     from langchain_bge.retriever import BGERetriever
+    from langchain_bge.sparse import BGESparseEmbeddings
 
 try:
     __version__ = version("bge-integrations")
@@ -22,10 +23,19 @@ _HOME = {
     "BGEEmbeddings": "embeddings",
     "BGERerank": "rerank",
     "BGERetriever": "retriever",
+    "BGESparseEmbeddings": "sparse",
     "bind_index": "binding",
 }
 
-__all__ = ["BGECrossEncoder", "BGEEmbeddings", "BGERerank", "BGERetriever", "__version__", "bind_index"]
+__all__ = [
+    "BGECrossEncoder",
+    "BGEEmbeddings",
+    "BGERerank",
+    "BGERetriever",
+    "BGESparseEmbeddings",
+    "__version__",
+    "bind_index",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,8 @@ class ScoringModel(ConfiguredModel):
     runtime_names: ClassVar[dict[str, str]] = {
         "model_name": "model",
         "normalize": "normalize",
+        "mode": "mode",
+        "weights": "weights",
         "long_document": "long_document",
         "passage_overlap": "passage_overlap",
         "vector_cache": "vector_cache",
@@ -40,6 +42,12 @@ class ScoringModel(ConfiguredModel):
     )
     normalize: bool = Field(
         default=True, description="Sigmoid, 0 to 1; False is the raw logit. Late interaction ignores it."
+    )
+    mode: Literal["multi_vector", "sparse", "dense", "hybrid"] | None = Field(
+        default=None, description="What is compared of an embedder's outputs; None is multi_vector."
+    )
+    weights: tuple[float, float, float] | None = Field(
+        default=None, description="Of the dense, sparse and multi-vector score in hybrid; None is 0.4, 0.2, 0.4."
     )
     long_document: Literal["truncate", "max_passage"] = Field(
         default="truncate", description="Read a long document's beginning, or score its best passage."
@@ -77,6 +85,7 @@ class BGERerank(ScoringModel, BaseDocumentCompressor, RunnableSerializable[dict[
         top_n: How many documents to return; `None` returns all. `top_k` is the same.
         score_threshold: Lowest score to return.
         normalize: Whether scores go through a sigmoid, 0 to 1; `False` returns raw logits.
+        mode, weights: For BAAI/bge-m3: compare by `multi_vector`, `sparse`, `dense`, or `hybrid` with weights.
         long_document: `truncate`, or `max_passage`: the best of overlapping passages counts.
         time_budget_s: Seconds after which the best order so far is returned. Documents then carry
             `metadata["partial_ranking"]`, and those not scored stand last, without a score.

@@ -7,9 +7,10 @@ from llama_index.core.embeddings.loading import RECOGNIZED_EMBEDDINGS
 from llamaindex_bge.binding import bind_index
 from llamaindex_bge.embeddings import BGEEmbedding
 from llamaindex_bge.postprocessor import BGERerank
+from llamaindex_bge.sparse import BGESparseEmbedding
 from llamaindex_bge.splitting import BGETokenSplitter
 
-__all__ = ["BGEEmbedding", "BGERerank", "BGETokenSplitter", "__version__", "bind_index"]
+__all__ = ["BGEEmbedding", "BGERerank", "BGESparseEmbedding", "BGETokenSplitter", "__version__", "bind_index"]
 
 try:
     __version__ = version("bge-integrations")

@@ -52,6 +52,8 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
     _runtime_names: ClassVar[dict[str, str]] = {
         "model": "model",
         "normalize": "normalize",
+        "mode": "mode",
+        "weights": "weights",
         "long_document": "long_document",
         "passage_overlap": "passage_overlap",
         "vector_cache": "vector_cache",
@@ -68,6 +70,12 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
     score_threshold: float | None = Field(default=None, description="Lowest score to return; None is any.")
     normalize: bool = Field(
         default=True, description="Sigmoid, 0 to 1; False is the raw logit. Late interaction ignores it."
+    )
+    mode: Literal["multi_vector", "sparse", "dense", "hybrid"] | None = Field(
+        default=None, description="What is compared of an embedder's outputs; None is multi_vector."
+    )
+    weights: tuple[float, float, float] | None = Field(
+        default=None, description="Of the dense, sparse and multi-vector score in hybrid; None is 0.4, 0.2, 0.4."
     )
     long_document: Literal["truncate", "max_passage"] = Field(
         default="truncate", description="Read a long document's beginning, or score its best passage."

@@ -6,9 +6,11 @@ import re
 import runpy
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import Checkpoint, write_checkpoint
 from tests.docs.pages import ROOT
 
 # The stores' own packages warn about each other.
@@ -110,3 +112,16 @@ def test_both_frameworks_share_weights_and_vectors(run: Callable[..., str]) -> N
     assert "LangChain:  33 texts computed" in printed
     assert "LlamaIndex: 0 texts computed" in printed
     assert "models loaded: 1; same answer: yes" in printed
+
+
+def test_hybrid_search_needs_one_forward_pass_per_text_in_both_frameworks(
+    run: Callable[..., str], tmp_path: Path
+) -> None:
+    small = Checkpoint(
+        name="BAAI/bge-m3", family="xlmr", hidden=64, seed=71, positions=8194, pickled=True, m3_heads=True
+    )
+    printed = run("12", "--model", str(write_checkpoint(tmp_path / "bge-m3", small)))
+    assert printed.count("32 forward passes for dense and sparse vectors of 32 texts") == 2
+    first, second = re.findall(r"((?:  \d\.\d+  \[\w+\]\n){3})", printed)
+    assert re.findall(r"\[\w+\]", first) == re.findall(r"\[\w+\]", second)
+    assert "models loaded: 1" in printed

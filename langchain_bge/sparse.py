@@ -1,0 +1,134 @@
+"""Lexical weights of bge-m3 for LangChain's stores of sparse vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, PrivateAttr
+
+from bge_runtime import DEFAULT_SPARSE_EMBEDDER, ConfigurationError, Embedder, check_text
+from langchain_bge.configured import LOADING_NAMES, ConfiguredModel
+
+if TYPE_CHECKING:
+    from langchain_milvus.utils.sparse import BaseSparseEmbedding
+    from langchain_qdrant import SparseEmbeddings
+
+__all__ = ["BGESparseEmbeddings"]
+
+Sparse = dict[int, float]
+
+
+class BGESparseEmbeddings(ConfiguredModel):
+    """Sparse vectors, token id to weight, for hybrid search.
+
+    While this object lives, `BGEEmbeddings` of the same model computes dense and sparse vectors of a text with one
+    forward pass, and the second one to be asked for is free. Constructing loads nothing.
+
+    Setup:
+        ```bash
+        pip install "bge-integrations[langchain]" langchain-qdrant
+        ```
+
+    Key init args:
+        model: Hub id, name in the model table, or folder, of a model with a sparse output: BAAI/bge-m3.
+        device, precision, max_length, truncation, ...: see the fields; as those of the dense object.
+        embedder: A `bge_runtime.Embedder` to use as it is, in place of the options that describe one.
+
+    Qdrant:
+        ```python
+        from langchain_bge import BGEEmbeddings, BGESparseEmbeddings
+        from langchain_qdrant import QdrantVectorStore, RetrievalMode
+
+        store = QdrantVectorStore.from_documents(
+            documents,
+            embedding=BGEEmbeddings(model="BAAI/bge-m3"),
+            sparse_embedding=BGESparseEmbeddings(model="BAAI/bge-m3").for_qdrant(),
+            retrieval_mode=RetrievalMode.HYBRID,
+            location=":memory:",
+        )
+        ```
+
+    Milvus:
+        ```python
+        from langchain_milvus import Milvus
+
+        store = Milvus.from_documents(
+            documents,
+            embedding=[BGEEmbeddings(model="BAAI/bge-m3"), BGESparseEmbeddings(model="BAAI/bge-m3").for_milvus()],
+            vector_field=["dense", "sparse"],
+        )
+        ```
+
+    Raises:
+        UnknownArgumentError: An argument does not exist.
+        ConfigurationError: An argument has a value that is not allowed, or the model has no sparse output.
+        ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
+    """
+
+    injected: ClassVar[str] = "embedder"
+    runtime_type: ClassVar[type[Embedder]] = Embedder
+    runtime_names: ClassVar[dict[str, str]] = {"model_name": "model", **{name: name for name in LOADING_NAMES}}
+
+    model_name: str = Field(
+        default=DEFAULT_SPARSE_EMBEDDER, description="Hub id, name in the model table, or folder. `model` is the same."
+    )
+
+    _embedder: Embedder = PrivateAttr()
+
+    @property
+    def embedder(self) -> Embedder:
+        """The runtime object that does the work."""
+        return self._embedder
+
+    def embed_documents(self, texts: Iterable[str]) -> list[Sparse]:
+        """Return the lexical weights of documents, in input order.
+
+        Raises:
+            InputError: Something is not a string, or too long with `truncation="error"`.
+        """
+        return self._embedder.encode_sparse(texts)
+
+    def embed_query(self, text: str) -> Sparse:
+        """Return the lexical weights of a query."""
+        return self._embedder.encode_sparse([check_text(text)], role="query")[0]
+
+    async def aembed_documents(self, texts: Iterable[str]) -> list[Sparse]:
+        """Do the same without blocking the event loop; see `embed_documents`."""
+        return await self._embedder.aencode_sparse(texts)
+
+    async def aembed_query(self, text: str) -> Sparse:
+        """Do the same without blocking the event loop; see `embed_query`."""
+        return (await self._embedder.aencode_sparse([check_text(text)], role="query"))[0]
+
+    def for_qdrant(self) -> SparseEmbeddings:
+        """Return the object that `QdrantVectorStore` takes as `sparse_embedding`.
+
+        Raises:
+            ConfigurationError: langchain-qdrant is not installed.
+        """
+        try:
+            from langchain_bge.qdrant import QdrantSparse
+        except ImportError as error:
+            raise _missing("for_qdrant()", "langchain-qdrant") from error
+        return QdrantSparse(self)
+
+    def for_milvus(self) -> BaseSparseEmbedding:
+        """Return the object that `Milvus` takes as an embedding of a sparse field.
+
+        Raises:
+            ConfigurationError: langchain-milvus is not installed.
+        """
+        try:
+            from langchain_bge.milvus import MilvusSparse
+        except ImportError as error:
+            raise _missing("for_milvus()", "langchain-milvus") from error
+        return MilvusSparse(self)
+
+    def _adopt(self, runtime: Embedder | None) -> None:
+        self._embedder = runtime or Embedder(**self._runtime_arguments())
+        self._embedder.expect_sparse()
+
+
+def _missing(method: str, package: str) -> ConfigurationError:
+    return ConfigurationError(f"{method} needs {package}. Install it with: pip install {package}")

@@ -1,0 +1,135 @@
+"""Lexical weights of bge-m3 for LlamaIndex's stores of sparse vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, SparseEmbedding
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+
+from bge_runtime import DEFAULT_SPARSE_EMBEDDER, ConfigurationError, Embedder
+from llamaindex_bge.options import LOADING_NAMES, ConfiguredModel, FolderOrName
+
+if TYPE_CHECKING:
+    from llama_index.vector_stores.milvus.utils import BaseSparseEmbeddingFunction
+
+__all__ = ["BGESparseEmbedding"]
+
+WINDOW = 2048  # the most that LlamaIndex lets one embedding call hold
+
+# Token ids and their weights, one list each per text.
+IdsAndWeights = tuple[list[list[int]], list[list[float]]]
+
+
+class BGESparseEmbedding(ConfiguredModel, BaseSparseEmbedding):
+    """Sparse vectors, token id to weight, for hybrid search.
+
+    While this object lives, `BGEEmbedding` of the same model computes dense and sparse vectors of a text with one
+    forward pass, and the second one to be asked for is free. Constructing loads nothing.
+
+    Args:
+        model_name: Hub id, name in the model table, or folder, of a model with a sparse output: BAAI/bge-m3.
+            `model` is accepted too.
+        embedder: A runtime `Embedder` to use as it is, in place of the options that describe one.
+        **options: The other fields.
+
+    Raises:
+        UnknownArgumentError: An option does not exist.
+        ConfigurationError: An option has a value that is not allowed, or the model has no sparse output.
+        ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
+
+    Examples:
+        ```python
+        from llama_index.vector_stores.qdrant import QdrantVectorStore
+        from llamaindex_bge import BGESparseEmbedding
+
+        sparse = BGESparseEmbedding(model_name="BAAI/bge-m3")
+        store = QdrantVectorStore(
+            "articles",
+            client=client,
+            enable_hybrid=True,
+            sparse_doc_fn=sparse.sparse_doc_fn,
+            sparse_query_fn=sparse.sparse_query_fn,
+        )
+        ```
+    """
+
+    _owner: ClassVar[str] = "BGESparseEmbedding"
+    _injected: ClassVar[str] = "embedder"
+    _runtime_class: ClassVar[type[Any]] = Embedder
+    _runtime_names: ClassVar[dict[str, str]] = {"model_name": "model", **{name: name for name in LOADING_NAMES}}
+    _renamed: ClassVar[dict[str, str]] = {**ConfiguredModel._renamed, "model": "model_name"}
+
+    model_name: FolderOrName = Field(default=DEFAULT_SPARSE_EMBEDDER, description="Hub id, table name or folder.")
+    embed_batch_size: int = Field(
+        default=WINDOW,
+        gt=0,
+        le=WINDOW,
+        exclude=True,
+        description="Accepted, without effect on forward passes: the runtime forms its own batches. See batch_size.",
+    )
+
+    _embedder: Embedder = PrivateAttr()
+
+    def __init__(self, model_name: Any = None, *, embedder: Embedder | None = None, **options: Any) -> None:
+        """Check the options; load nothing."""
+        given = options if model_name is None else {"model_name": model_name, **options}
+        super().__init__(**self._accepted(given, embedder))
+        self._embedder = embedder or Embedder(**self._runtime_arguments())
+        self._embedder.expect_sparse()
+
+    @property
+    def embedder(self) -> Embedder:
+        """The runtime object that does the work."""
+        return self._embedder
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Restore the configuration, and expect sparse vectors in this process too."""
+        super().__setstate__(state)
+        self._embedder.expect_sparse()
+
+    def sparse_doc_fn(self, texts: Sequence[str]) -> IdsAndWeights:
+        """Embed documents as Qdrant's store asks: token ids and weights, a list of each per text."""
+        return _split(self._embedder.encode_sparse(texts))
+
+    def sparse_query_fn(self, texts: Sequence[str]) -> IdsAndWeights:
+        """Embed queries as Qdrant's store asks; see `sparse_doc_fn`."""
+        return _split(self._embedder.encode_sparse(texts, role="query"))
+
+    def for_milvus(self) -> BaseSparseEmbeddingFunction:
+        """Return the object that `MilvusVectorStore` takes as `sparse_embedding_function`.
+
+        Raises:
+            ConfigurationError: llama-index-vector-stores-milvus is not installed.
+        """
+        try:
+            from llamaindex_bge.milvus import MilvusSparse
+        except ImportError as error:
+            raise ConfigurationError(
+                "for_milvus() needs llama-index-vector-stores-milvus. "
+                "Install it with: pip install llama-index-vector-stores-milvus"
+            ) from error
+        return MilvusSparse(self._embedder)
+
+    def _get_query_embedding(self, query: str) -> SparseEmbedding:
+        return self._embedder.encode_sparse([query], role="query")[0]
+
+    async def _aget_query_embedding(self, query: str) -> SparseEmbedding:
+        return (await self._embedder.aencode_sparse([query], role="query"))[0]
+
+    def _get_text_embedding(self, text: str) -> SparseEmbedding:
+        return self._get_text_embeddings([text])[0]
+
+    async def _aget_text_embedding(self, text: str) -> SparseEmbedding:
+        return (await self._aget_text_embeddings([text]))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
+        return self._embedder.encode_sparse(texts)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
+        return await self._embedder.aencode_sparse(texts)
+
+
+def _split(rows: Sequence[SparseEmbedding]) -> IdsAndWeights:
+    return [list(row) for row in rows], [list(row.values()) for row in rows]

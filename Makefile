@@ -6,15 +6,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PEERS := .benchmarks/venvs
 MIGRATION := .migration
+REFERENCE := .reference
 INCUMBENTS := langchain-huggingface llama-index sentence-transformers
 LIBRARIES ?= $(basename $(notdir $(wildcard benchmarks/requirements/*.txt)))
 WORKLOADS ?=
 ROUNDS ?=
 SCALE ?=
 RESUME ?=
+WRITE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs extras migration-check published bench tables
+.PHONY: help setup demo test check docs extras migration-check reference-check published bench tables
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,6 +60,17 @@ $(MIGRATION)/.ready: tests/migration/requirements.txt pyproject.toml
 	$(MIGRATION)/bin/python -m pip install --quiet "$(TORCH)"
 	$(MIGRATION)/bin/python -m pip install --quiet --editable ".[langchain,llamaindex]" --group dev
 	$(MIGRATION)/bin/python -m pip install --quiet --requirement tests/migration/requirements.txt
+	@touch $@
+
+reference-check: setup $(REFERENCE)/.ready ## Compare results with FlagEmbedding itself; WRITE=1 keeps its numbers for the tests
+	$(BIN)/python -m tests.reference.check --python $(REFERENCE)/bin/python $(if $(WRITE),--write)
+
+$(REFERENCE)/.ready: tests/reference/requirements.txt
+	rm -rf $(REFERENCE)
+	$(PYTHON) -m venv $(REFERENCE)
+	$(REFERENCE)/bin/python -m pip install --quiet --upgrade pip
+	$(REFERENCE)/bin/python -m pip install --quiet "$(TORCH)"
+	$(REFERENCE)/bin/python -m pip install --quiet --requirement tests/reference/requirements.txt
 	@touch $@
 
 published: setup ## Compare with published figures: make published DATA=folder

@@ -90,9 +90,12 @@ def _weight_files(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Files:
     files = {"pytorch_model.bin": _pickle(weights)}
     if checkpoint.m3_heads:
         generator = torch.Generator().manual_seed(checkpoint.seed + 100)
-        for name, rows in (("sparse_linear.pt", 1), ("colbert_linear.pt", checkpoint.hidden)):
-            shape = (rows, checkpoint.hidden)
-            files[name] = _pickle({"weight": 0.05 * torch.randn(shape, generator=generator), "bias": torch.zeros(rows)})
+        # About half of the tokens get a lexical weight, of the published size; special ones are among them.
+        heads = (("sparse_linear.pt", 1, 0.015, 0.45), ("colbert_linear.pt", checkpoint.hidden, 0.05, 0.0))
+        for name, rows, size, middle in heads:
+            weight = size * torch.randn((rows, checkpoint.hidden), generator=generator)
+            bias = middle + 14 * size * torch.randn(rows, generator=generator)
+            files[name] = _pickle({"weight": weight, "bias": bias})
     return files
 
 

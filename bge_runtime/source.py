@@ -164,7 +164,9 @@ class ModelSource:
     def executions(self) -> list[Execution]:
         """How the model runs, once for each replica; `device=None` chooses and gives one."""
         return [
-            choose_execution(device, self.precision, self.backend, architecture=self.spec.architecture)
+            choose_execution(
+                device, self.precision, self.backend, architecture=self.spec.architecture, score=self.spec.score
+            )
             for device in self.devices or (self.device,)
         ]
 

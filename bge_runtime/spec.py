@@ -53,6 +53,7 @@ class ModelSpec:
         document_instruction: Text put before documents; empty for every BGE model but llm-embedder.
         tasks: Named pairs of query and document instruction.
         score: How a reranker's number arises: one logit, the logit of `Yes`, or a head per layer.
+        layers: First and last layer with a score head; `None` for models without.
         outputs: Kinds of vectors that the model gives.
         languages: ISO 639-1 codes, or `multilingual`.
         license: SPDX identifier, or the name of a custom licence.
@@ -60,6 +61,7 @@ class ModelSpec:
         package: Import name of the installed package that carries the weights.
         pickled_weights: Whether the repository publishes its weights in pickle format only.
         unsupported: Why the model cannot run; `None` when it can.
+        checked: What was checked and how, where that is more than the tests of its family.
     """
 
     id: str
@@ -76,6 +78,7 @@ class ModelSpec:
     document_instruction: str = ""
     tasks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     score: Score | None = None
+    layers: tuple[int, int] | None = None
     outputs: tuple[str, ...] = ("dense",)
     languages: tuple[str, ...] = ("en",)
     license: str = "MIT"
@@ -83,6 +86,7 @@ class ModelSpec:
     package: str | None = None
     pickled_weights: bool = False
     unsupported: str | None = None
+    checked: str = ""
 
     def __post_init__(self) -> None:
         """Freeze the mapping and check the template."""

@@ -47,8 +47,9 @@ LLM_EMBEDDER_TASKS = {
 }
 
 DECODER = "decoder embedders (last-token pooling) are not supported yet"
-LLM_RERANKER = "LLM rerankers (logit of 'Yes') are not supported yet"
-LAYERWISE = "layerwise rerankers (a score head per layer) are not supported yet"
+YES_LOGIT_CHECKED = ""
+MINICPM_CHECKED = ""
+LIGHTWEIGHT_CHECKED = ""
 VISION = "image and text models (BGE-VL) are not supported yet"
 BACKBONE = "this is a pre-training backbone; its authors do not publish it for embedding"
 
@@ -234,7 +235,7 @@ _RERANKERS = (
         languages=MULTILINGUAL,
         license="Apache-2.0",
         score="yes_logit",
-        unsupported=LLM_RERANKER,
+        checked=YES_LOGIT_CHECKED,
     ),
     _reranker(
         "bge-reranker-v2-minicpm-layerwise",
@@ -244,19 +245,21 @@ _RERANKERS = (
         languages=("en", "zh"),
         license="Apache-2.0",
         score="layerwise",
+        layers=(8, 40),
         remote_code=True,
-        unsupported=LAYERWISE,
+        checked=MINICPM_CHECKED,
     ),
     _reranker(
         "bge-reranker-v2.5-gemma2-lightweight",
-        "gemma2",
+        "cost_wise_gemma",
         9_240_000_000,
         8192,
         languages=MULTILINGUAL,
         license="gemma",
         score="layerwise",
+        layers=(8, 42),
         remote_code=True,
-        unsupported=LAYERWISE,
+        checked=LIGHTWEIGHT_CHECKED,
     ),
 )
 

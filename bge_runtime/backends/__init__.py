@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from bge_runtime.backends.base import Backend, LoadRequest, Output
+from bge_runtime.backends.base import Backend, LayerScore, LoadRequest, Output
 from bge_runtime.errors import ConfigurationError
 
-__all__ = ["BACKENDS", "Backend", "LoadRequest", "Output", "check_backend_name", "load_backend"]
+__all__ = ["BACKENDS", "Backend", "LayerScore", "LoadRequest", "Output", "check_backend_name", "load_backend"]
 
 # Name -> module that defines `load(request: LoadRequest) -> Backend`.
 BACKENDS = {
@@ -15,6 +15,7 @@ BACKENDS = {
     "torch": "bge_runtime.backends.torch",
     "onnx": "bge_runtime.backends.onnx",
     "openvino": "bge_runtime.backends.openvino",
+    "llm": "bge_runtime.backends.llm",
 }
 
 

@@ -14,14 +14,14 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from transformers.utils import logging as transformers_logging
 
-from bge_runtime.backends.base import LoadRequest, Output
+from bge_runtime.backends.base import LoadRequest, Output, Pooled, without_layers
 from bge_runtime.errors import BackendError, OutOfMemoryError, UnsupportedModelError
 from bge_runtime.tokenizing import Tokenizing, TokenSequence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TorchBackend", "load"]
+__all__ = ["TorchBackend", "device_errors", "load", "no_progress_bars", "one_logit"]
 
 
 def load(request: LoadRequest) -> TorchBackend:
@@ -33,7 +33,7 @@ def load(request: LoadRequest) -> TorchBackend:
         "weights_only": True,
         **request.model_kwargs,
     }
-    with _no_progress_bars():
+    with no_progress_bars():
         model = model_class(
             str(request.folder),
             device=request.device,
@@ -47,7 +47,7 @@ def load(request: LoadRequest) -> TorchBackend:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Keep transformers quiet while it reads weights; loads happen one at a time."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -98,9 +98,9 @@ class TorchBackend:
     def forward(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
         """Run one padded batch; see `Backend.forward`."""
         with torch.inference_mode(), device_errors(self._device, len(batch)):
-            return self._run(batch, output)
+            return self._run(batch, without_layers(output))
 
-    def _run(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
+    def _run(self, batch: Sequence[TokenSequence], output: Pooled) -> Sequence[NDArray[np.float32]]:
         features = self._pad(batch)
         mask = features["attention_mask"]
         features = self._transformer(features)

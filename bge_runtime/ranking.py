@@ -82,7 +82,7 @@ def max_similarity(query: NDArray[np.float32], document: NDArray[np.float32]) ->
     return np.float32((query @ document.T).max(axis=1).mean())
 
 
-def best_passages(scores: Sequence[float], sizes: Sequence[int]) -> NDArray[np.float32]:
+def best_passages(scores: Sequence[float] | NDArray[np.floating], sizes: Sequence[int]) -> NDArray[np.float32]:
     """Return the best score of each document.
 
     Args:

@@ -58,7 +58,9 @@ CHECKPOINTS = (
         head=1,
         modules=False,
     ),
-    Checkpoint(name="BAAI/bge-reranker-v2-gemma", family="gemma", hidden=32, layers=18, seed=7, positions=8192, max_length=8192),
+    Checkpoint(
+        name="BAAI/bge-reranker-v2-gemma", family="gemma", hidden=32, layers=18, seed=7, positions=8192, max_length=8192
+    ),
     Checkpoint(
         name="BAAI/bge-reranker-v2-minicpm-layerwise",
         family="minicpm",

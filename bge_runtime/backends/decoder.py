@@ -60,7 +60,7 @@ def read_row(request: LoadRequest, name: str, row: int = 0) -> torch.Tensor | No
     """Return one row of a weight matrix in float32, from whichever file holds it; `None` if none does."""
     for file in weight_files(request.folder):
         with safe_open(str(file), framework="pt") as weights:
-            if name in weights.keys():  # noqa: SIM118 - not a mapping
+            if name in weights.keys():
                 return weights.get_slice(name)[row : row + 1][0].float()  # type: ignore[no-any-return]
     return None
 
@@ -85,9 +85,7 @@ def read_tokenizer(request: LoadRequest, config: dict[str, Any], prompt: str) ->
     if file.exists() and not request.processor_kwargs:
         tokenizer = Tokenizer.from_file(str(file))
     else:
-        loaded = AutoTokenizer.from_pretrained(
-            str(request.folder), local_files_only=True, **request.processor_kwargs
-        )
+        loaded = AutoTokenizer.from_pretrained(str(request.folder), local_files_only=True, **request.processor_kwargs)
         tokenizer = loaded.backend_tokenizer
     named = _read_json(request.folder / "tokenizer_config.json")
     bos = _id_of(tokenizer, named.get("bos_token"), config.get("bos_token_id"))

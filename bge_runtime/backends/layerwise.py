@@ -25,7 +25,7 @@ from bge_runtime.backends.base import LayerScore, LoadRequest, Output
 from bge_runtime.backends.prompts import DOCUMENT, HEAD, PREDICT, YES_OR_NO
 from bge_runtime.backends.torch import device_errors
 from bge_runtime.errors import ConfigurationError, UnsupportedModelError
-from bge_runtime.tokenizing import TokenSequence
+from bge_runtime.tokenizing import Tokenizing, TokenSequence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,16 +41,17 @@ def load(request: LoadRequest, config: dict[str, Any]) -> LayerwiseBackend:
         UnsupportedModelError: The folder holds a variant that was never published.
         ModelNotFoundError: Weights are missing.
     """
-    return FAMILIES[config["model_type"]](request, config)
+    backend: LayerwiseBackend = FAMILIES[config["model_type"]](request, config)
+    return backend
 
 
-class _MiniCPM(GraniteModel):  # type: ignore[misc]
-    _keys_to_ignore_on_load_unexpected = (r"^lm_head\.",)
+class _MiniCPM(GraniteModel):  # type: ignore[no-untyped-call]
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012 - as transformers declares it
 
 
-class _Gemma2(Gemma2Model):  # type: ignore[misc]
+class _Gemma2(Gemma2Model):  # type: ignore[no-untyped-call]
     _supports_sdpa = True  # without a cap on attention logits
-    _keys_to_ignore_on_load_unexpected = (r"^lm_head\.",)
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012 - as transformers declares it
 
 
 class _Part(NamedTuple):
@@ -69,7 +70,7 @@ class LayerwiseBackend(ABC):
     def __init__(self, request: LoadRequest, config: dict[str, Any], prompt: str) -> None:
         """Read the weights."""
         self._check(request, config)
-        self.tokenizing = decoder.read_tokenizer(request, config, prompt)
+        self.tokenizing: Tokenizing = decoder.read_tokenizer(request, config, prompt)
         self.layers = range(config["start_layer"], config["num_hidden_layers"] + 1)
         self._model = self._read(request, config)
         self._device = self._model.embed_tokens.weight.device
@@ -83,7 +84,9 @@ class LayerwiseBackend(ABC):
         """Run one padded batch as far as the last layer asked for; see `Backend.forward`."""
         wanted = output if isinstance(output, LayerScore) else LayerScore(layers=(self.layers[-1],))
         if not isinstance(output, LayerScore) and output != "score":
-            raise ConfigurationError(f"output={output!r} is not what an LLM reranker gives. Use an embedder for vectors.")
+            raise ConfigurationError(
+                f"output={output!r} is not what an LLM reranker gives. Use an embedder for vectors."
+            )
         if not wanted.layers or not set(wanted.layers) <= set(self.layers):
             raise ConfigurationError(
                 f"Layers {wanted.layers} are not all among those that have a score head: "
@@ -197,7 +200,8 @@ class MiniCPMLayerwise(LayerwiseBackend):
         return decoder.read_decoder(_MiniCPM, request, config=granite)
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
-        return super()._embed(ids) * self._model.embedding_multiplier
+        states: torch.Tensor = super()._embed(ids) * self._model.embedding_multiplier
+        return states
 
     def _head_names(self) -> list[str]:
         return [f"lm_head.{index}.linear_head.weight" for index in range(len(self.layers))]

@@ -17,7 +17,7 @@ from bge_runtime.backends.base import Backend, LoadRequest, Output, without_laye
 from bge_runtime.backends.prompts import YES_OR_NO
 from bge_runtime.backends.torch import device_errors
 from bge_runtime.errors import ConfigurationError, UnsupportedModelError
-from bge_runtime.tokenizing import TokenSequence
+from bge_runtime.tokenizing import Tokenizing, TokenSequence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,8 +40,8 @@ def load(request: LoadRequest) -> Backend:
         return layerwise.load(request, config)
     if not any(name.endswith("ForCausalLM") for name in config.get("architectures") or ()):
         raise UnsupportedModelError(
-            f"{request.name!r} is no language model (architectures {config.get('architectures')!r}), so it has no logit "
-            f"of {ANSWER!r}. LLM rerankers are language models, {', '.join(layerwise.FAMILIES)}."
+            f"{request.name!r} is no language model (architectures {config.get('architectures')!r}), so it has no "
+            f"logit of {ANSWER!r}. LLM rerankers are language models, {', '.join(layerwise.FAMILIES)}."
         )
     return YesLogitBackend(request, config)
 
@@ -53,10 +53,11 @@ class YesLogitBackend:
 
     def __init__(self, request: LoadRequest, config: dict[str, Any]) -> None:
         """Read the weights."""
-        self.tokenizing = decoder.read_tokenizer(request, config, YES_OR_NO)
+        tokenizing = decoder.read_tokenizer(request, config, YES_OR_NO)
+        self.tokenizing: Tokenizing = tokenizing
         self._model = decoder.read_decoder(AutoModel, request, **request.config_kwargs)
         self._device = self._model.get_input_embeddings().weight.device
-        self._answer = self._read_answer(request).to(self._device)
+        self._answer = self._read_answer(request, tokenizing.first_id(ANSWER)).to(self._device)
         self._limit = config.get("final_logit_softcapping")
         weights = list(self._model.parameters())
         self.parameters = sum(weight.numel() for weight in weights)
@@ -65,15 +66,17 @@ class YesLogitBackend:
     def forward(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
         """Run one padded batch; see `Backend.forward`."""
         if without_layers(output) != "score":
-            raise ConfigurationError(f"output={output!r} is not what an LLM reranker gives. Use an embedder for vectors.")
+            raise ConfigurationError(
+                f"output={output!r} is not what an LLM reranker gives. Use an embedder for vectors."
+            )
         with torch.inference_mode(), device_errors(self._device, len(batch)):
             ids, lengths = decoder.padded(batch, self._device)
             states = self._model(input_ids=ids, use_cache=False).last_hidden_state
             last = states[torch.arange(len(batch), device=self._device), lengths - 1].float()
             return list(decoder.cap(last @ self._answer, self._limit).cpu().numpy())
 
-    def _read_answer(self, request: LoadRequest) -> torch.Tensor:
+    def _read_answer(self, request: LoadRequest, token: int) -> torch.Tensor:
         """Return the output weights of `Yes`, float32 [width]; tied weights are those of its embedding."""
-        token = self.tokenizing.first_id(ANSWER)
         own = None if self._model.config.tie_word_embeddings else decoder.read_row(request, "lm_head.weight", token)
-        return self._model.get_input_embeddings().weight[token].detach().float() if own is None else own
+        tied: torch.Tensor = self._model.get_input_embeddings().weight[token].detach().float()
+        return tied if own is None else own

@@ -71,6 +71,7 @@ RERANKERS = {
     "bge-reranker-v2-minicpm-layerwise": (2720, 2048, "layerwise", "apache-2.0"),
     "bge-reranker-v2.5-gemma2-lightweight": (9240, 8192, "layerwise", "gemma"),
 }
+LAYERS = {"bge-reranker-v2-minicpm-layerwise": (8, 40), "bge-reranker-v2.5-gemma2-lightweight": (8, 42)}
 # name: word of the message that says which kind it is
 UNSUPPORTED = {
     "bge-multilingual-gemma2": "decoder",
@@ -78,9 +79,6 @@ UNSUPPORTED = {
     "bge-code-v1": "decoder",
     "bge-reasoner-embed-qwen3-8b-0923": "decoder",
     "bge-m3-retromae": "backbone",
-    "bge-reranker-v2-gemma": "LLM reranker",
-    "bge-reranker-v2-minicpm-layerwise": "layerwise",
-    "bge-reranker-v2.5-gemma2-lightweight": "layerwise",
     "BGE-VL-base": "image",
     "BGE-VL-large": "image",
 }
@@ -127,6 +125,7 @@ def test_reranker_facts(name, facts):
     assert max_length is None or spec.max_length == max_length
     assert spec.license.lower() == licence.lower()
     assert spec.remote_code == (score == "layerwise")
+    assert spec.layers == LAYERS.get(name)
 
 
 def test_the_table_holds_every_published_model_and_the_packaged_one():

@@ -77,7 +77,7 @@ class Computing:
         if self._hooks.active:
             event = BatchEvent(
                 **replica.place,
-                output=batch.output,
+                output=str(batch.output),
                 inputs=len(batch),
                 jobs=jobs,
                 tokens=tokens,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_runtime.errors import ModelNotFoundError
-from bge_runtime.spec import Kind, ModelSpec, Pooling, find_spec, get_spec
+from bge_runtime.spec import Kind, ModelSpec, Pooling, Score, find_spec, get_spec
 
 __all__ = ["describe_folder"]
 
@@ -18,6 +18,7 @@ logger = logging.getLogger("bge_runtime")
 
 _POOLING: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 _CLIP_POSITIONS = 77  # what a configuration means that does not say
+LAYERWISE = ("LayerWiseMiniCPMForCausalLM", "CostWiseGemmaForCausalLM")
 _NO_LIMIT = 1_000_000  # tokenizers without a limit say 1e30
 
 
@@ -38,16 +39,17 @@ def describe_folder(folder: Path, name: str, base_model: str | None = None) -> M
     config = _read(folder / "config.json")
     if not config:
         raise ModelNotFoundError(f"Folder {str(folder)!r} has no readable config.json, so it holds no model.")
-    is_classifier = any(each.endswith("ForSequenceClassification") for each in config.get("architectures") or ())
-    kind: Kind = "reranker" if is_classifier else "vision" if config.get("model_type") == "clip" else "embedder"
     family = get_spec(base_model) if base_model else _family(folder, config, name)
+    score = _score(config, family)
+    kind: Kind = "reranker" if score else "vision" if config.get("model_type") == "clip" else "embedder"
     if family is not None and family.kind != kind:
         family = None
     max_length, positions = _lengths(folder, config)
     architecture = str(config.get("model_type", "unknown"))
     parameters = family.parameters if family else 0
-    if is_classifier:
-        facts: dict[str, Any] = {"dimension": None, "score": "logit", "outputs": ("score",)}
+    if score:
+        facts: dict[str, Any] = {"dimension": None, "score": score, "outputs": ("score",)}
+        facts["layers"] = (config.get("start_layer", 0), config["num_hidden_layers"]) if score == "layerwise" else None
     elif kind == "vision":
         facts = {"dimension": int(config.get("projection_dim", 512)), "normalize": True}
     else:
@@ -60,6 +62,20 @@ def describe_folder(folder: Path, name: str, base_model: str | None = None) -> M
     return ModelSpec(
         kind=kind, architecture=architecture, parameters=parameters, languages=(), license="unknown", **facts
     )
+
+
+def _score(config: dict[str, Any], family: ModelSpec | None) -> Score | None:
+    """Return how a reranker's score arises; `None` for an embedder.
+
+    Only its family tells a language model that answers `Yes` from any other.
+    """
+    architectures = config.get("architectures") or ()
+    if any(each.endswith("ForSequenceClassification") for each in architectures):
+        return "logit"
+    if any(each in LAYERWISE for each in architectures):
+        return "layerwise"
+    is_asked = family is not None and family.score == "yes_logit"
+    return "yes_logit" if is_asked and any(each.endswith("ForCausalLM") for each in architectures) else None
 
 
 def _family(folder: Path, config: dict[str, Any], name: str) -> ModelSpec | None:

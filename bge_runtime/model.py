@@ -17,7 +17,7 @@ from bge_runtime.backends import ModelInput, Output
 from bge_runtime.deadline import Deadline
 from bge_runtime.engine import Engine, Job
 from bge_runtime.errors import ConfigurationError, InputTooLongError, UnknownArgumentError
-from bge_runtime.execution import Execution, choose_execution
+from bge_runtime.execution import Execution, check_backend_runs, choose_execution
 from bge_runtime.inputs import check_count
 from bge_runtime.loading import STORE, LoadedModel
 from bge_runtime.source import ModelSource
@@ -128,6 +128,8 @@ class Model(ABC):
     @property
     def _execution(self) -> Execution:
         source = self.source
+        if source.known_spec is not None:
+            return source.executions[0]
         return choose_execution((source.devices or (source.device,))[0], source.precision, source.backend)
 
     @property
@@ -170,6 +172,7 @@ class Model(ABC):
     def _check_spec(self, spec: ModelSpec) -> None:
         """Refuse what this class cannot run."""
         self.source.check_supported()
+        check_backend_runs(self.source.backend, spec.score)
         limit = spec.positions or spec.max_length
         if self._max_length is not None and self._max_length > limit:
             raise ConfigurationError(

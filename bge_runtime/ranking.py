@@ -102,7 +102,7 @@ def sparse_product(
     return float(left_weights[left] @ right_weights[right])
 
 
-def best_passages(scores: Sequence[float], sizes: Sequence[int]) -> NDArray[np.float32]:
+def best_passages(scores: Sequence[float] | NDArray[np.floating], sizes: Sequence[int]) -> NDArray[np.float32]:
     """Return the best score of each document.
 
     Args:

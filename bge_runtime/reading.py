@@ -70,7 +70,7 @@ def _load(execution: Execution, request: LoadRequest, *, chosen: bool) -> Backen
     try:
         return load_backend(execution.backend, request)
     except UnsupportedModelError:
-        if not chosen or execution.backend in ("packed", "torch"):
+        if not chosen or execution.backend in ("packed", "torch", "llm"):
             raise
         return load_backend("packed", request)
 

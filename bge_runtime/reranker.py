@@ -12,23 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.cache import VectorCache
-from bge_runtime.deadline import Deadline
 from bge_runtime.embedder import Embedder
 from bge_runtime.errors import ConfigurationError
-from bge_runtime.inputs import check_count, check_pairs, check_text, check_texts
+from bge_runtime.inputs import check_pairs
+from bge_runtime.llm_options import LLMOptions
 from bge_runtime.loading import STORE
 from bge_runtime.model import Truncation
 from bge_runtime.modes import Mode
-from bge_runtime.ranking import Ranked, Ranking, mix, order_scores, sigmoid
-from bge_runtime.scoring import LongDocument, PairScorer
+from bge_runtime.ranking import Ranking
+from bge_runtime.reranking import PairRanker, pairs_of
+from bge_runtime.scoring import LongDocument
 from bge_runtime.source import ModelSource
 from bge_runtime.spec import DEFAULT_RERANKER, ModelSpec
-from bge_runtime.steps import Steps, arun, run
+from bge_runtime.steps import arun, run
 
 __all__ = ["Reranker"]
 
 
-class Reranker(PairScorer):
+class Reranker(PairRanker):
     """A reranking model: a query and documents in, one relevance score per document out.
 
     A cross-encoder reads query and document together. Given an embedder instead (its name, or an `Embedder`), the
@@ -46,6 +47,10 @@ class Reranker(PairScorer):
         long_document: LongDocument = "truncate",
         passage_overlap: int = 64,
         vector_cache: VectorCache | str | os.PathLike[str] | None = None,
+        cutoff_layers: int | Sequence[int] | None = None,
+        compress_ratio: int | None = None,
+        compress_layers: Sequence[int] | None = None,
+        prompt: str | None = None,
         max_length: int | None = None,
         truncation: Truncation = "warn",
         batch_size: int | None = None,
@@ -85,7 +90,13 @@ class Reranker(PairScorer):
             passage_overlap: Tokens that neighbouring passages share; at most half a passage.
             vector_cache: Remembers the token vectors that late interaction compares, a few hundred kilobytes per
                 document: a `VectorCache`, or the path of its file. Passages are not remembered.
-            max_length: Longest pair in tokens (late interaction: longest text); `None` takes the model's own.
+            cutoff_layers: The layer of a layerwise reranker that scores, as a number or a list of one; what comes
+                after it is not computed. `None` is the last.
+            compress_ratio: How many neighbouring tokens of a document a lightweight reranker merges: 1, 2, 4 or 8.
+            compress_layers: Before which layers it does so; `None` is 8.
+            prompt: What an LLM reranker is told to do with query A and passage B; `None` is the model's own.
+            max_length: Longest pair in tokens (late interaction: longest text); `None` takes the model's own. The
+                prompt of an LLM reranker comes on top.
             truncation: What to do about longer inputs: cut `silent`, cut and `warn` once per call, or `error`.
             batch_size: Most inputs in a forward pass; `None` sets no limit.
             batch_tokens: Most padded tokens in a forward pass; `None` takes the device's default.
@@ -149,17 +160,13 @@ class Reranker(PairScorer):
             mode=mode,
             weights=weights,
             token_pooling=token_pooling,
+            llm=LLMOptions.checked(cutoff_layers, compress_ratio, compress_layers, prompt),
             max_length=max_length,
             truncation=truncation,
             batch_size=batch_size,
             batch_tokens=batch_tokens,
             show_progress=show_progress,
         )
-
-    @property
-    def normalize(self) -> bool:
-        """Whether a sigmoid is applied; never to late interaction."""
-        return self._normalize and self.method == "cross_encoder"
 
     @property
     def identity(self) -> str:
@@ -174,6 +181,7 @@ class Reranker(PairScorer):
             *([] if self._overlap is None else [self._overlap]),
             *([self.mode, *self._weights] if "multi_vector" in self.spec.outputs else []),
             *([] if self._token_pooling == 1 else [f"pooled {self._token_pooling}"]),
+            *self._llm.identity(self.spec),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -193,13 +201,32 @@ class Reranker(PairScorer):
             InputError: Something is not a string, or too long with `truncation="error"`.
             BackendError: The computation failed.
         """
-        return run(self._score(_pairs(query, documents), show_progress))
+        return run(self._score(pairs_of(query, documents), show_progress))
 
     def score_pairs(
         self, pairs: Iterable[tuple[str, str]], *, show_progress: bool | None = None
     ) -> NDArray[np.float32]:
         """Score (query, document) pairs of any number of queries in shared batches; see `score`."""
         return run(self._score(check_pairs(pairs), show_progress))
+
+    def score_layers(
+        self, query: str, documents: Iterable[str], layers: Iterable[int] | None = None
+    ) -> dict[int, NDArray[np.float32]]:
+        """Score documents at several layers of a layerwise reranker, in one forward pass.
+
+        Args:
+            query: The query.
+            documents: Any iterable of strings.
+            layers: Which layers; `None` is all that have a score head.
+
+        Returns:
+            By layer, ascending, what `score` returns with that layer as `cutoff_layers`.
+
+        Raises:
+            ConfigurationError: The model has no such layers.
+            InputError: Something is not a string.
+        """
+        return run(self._score_layers(pairs_of(query, documents), layers))
 
     def rank(
         self,
@@ -237,13 +264,19 @@ class Reranker(PairScorer):
         self, query: str, documents: Iterable[str], *, show_progress: bool | None = None
     ) -> NDArray[np.float32]:
         """Score without blocking the event loop; see `score`."""
-        return await arun(self._score(_pairs(query, documents), show_progress), STORE.pool)
+        return await arun(self._score(pairs_of(query, documents), show_progress), STORE.pool)
 
     async def ascore_pairs(
         self, pairs: Iterable[tuple[str, str]], *, show_progress: bool | None = None
     ) -> NDArray[np.float32]:
         """Score pairs without blocking the event loop; see `score_pairs`."""
         return await arun(self._score(check_pairs(pairs), show_progress), STORE.pool)
+
+    async def ascore_layers(
+        self, query: str, documents: Iterable[str], layers: Iterable[int] | None = None
+    ) -> dict[int, NDArray[np.float32]]:
+        """Score by layer without blocking the event loop; see `score_layers`."""
+        return await arun(self._score_layers(pairs_of(query, documents), layers), STORE.pool)
 
     async def arank(
         self,
@@ -272,6 +305,7 @@ class Reranker(PairScorer):
             "weights": self._weights if self._mode == "hybrid" else None,
             "token_pooling": self._token_pooling,
             "vector_cache": self._cache,
+            **self._llm.as_arguments(),
         }
         return {**shared, **own, "normalize": self._normalize}
 
@@ -280,65 +314,3 @@ class Reranker(PairScorer):
         known = self.source.known_spec is not None
         shown = f", method={self.method!r}, normalize={self.normalize}" if known else ""
         return f"Reranker({self.model!r}{shown})"
-
-    def _score(self, pairs: Sequence[tuple[str, str]], show_progress: bool | None) -> Steps[NDArray[np.float32]]:
-        raw = yield from self._raw_scores(pairs, show_progress)
-        return sigmoid(raw) if self.normalize else raw
-
-    def _rank(
-        self,
-        query: str,
-        documents: Iterable[str],
-        top_n: int | None,
-        score_threshold: float | None,
-        dense_weight: float,
-        time_budget_s: float | None,
-    ) -> Steps[Ranking]:
-        limit = check_count(top_n, "top_n")
-        pairs = _pairs(query, documents)
-        self._check_dense_weight(dense_weight, score_threshold)
-        budget = _check_budget(time_budget_s, dense_weight)
-        if not pairs:
-            return Ranking()
-        partial = False
-        if budget is None:
-            raw = yield from self._raw_scores(pairs, None)
-        else:
-            self.warm_up()
-            with Deadline(budget) as deadline:
-                raw = yield from self._raw_scores(pairs, None, deadline)
-                partial = deadline.passed and bool(np.isnan(raw).any())
-        if dense_weight:
-            dense = yield from self.embedder.cosine_steps(query, [document for _, document in pairs])
-            raw = mix(raw, dense, dense_weight)
-        # Ordered by the raw value: a sigmoid ties the best candidates once it rounds to 1.
-        shown = sigmoid(raw) if self.normalize else raw
-        result = [Ranked(each.index, float(shown[each.index])) for each in order_scores(raw)]
-        if score_threshold is not None:
-            result = [each for each in result if each.score >= score_threshold]
-        return Ranking(result[:limit], partial=partial)
-
-    def _check_dense_weight(self, dense_weight: float, score_threshold: float | None) -> None:
-        if not isinstance(dense_weight, int | float) or not 0 <= dense_weight <= 1:
-            raise ConfigurationError(f"dense_weight={dense_weight!r} is not allowed. Use a number from 0 to 1.")
-        if dense_weight and self.method != "late_interaction":
-            raise ConfigurationError(f"dense_weight={dense_weight!r} needs late interaction; {self.model!r} has none.")
-        if dense_weight and score_threshold is not None:
-            raise ConfigurationError("score_threshold has no meaning for the mixture that dense_weight makes. Use one.")
-
-
-def _pairs(query: str, documents: Iterable[str]) -> list[tuple[str, str]]:
-    checked = check_text(query, "query")
-    return [(checked, document) for document in check_texts(documents, "documents")]
-
-
-def _check_budget(time_budget_s: float | None, dense_weight: float) -> float | None:
-    if time_budget_s is None:
-        return None
-    if isinstance(time_budget_s, bool) or not isinstance(time_budget_s, int | float) or not 0 < time_budget_s < 1e6:
-        raise ConfigurationError(f"time_budget_s={time_budget_s!r} is not allowed. Pass seconds above 0, or None.")
-    if dense_weight:
-        raise ConfigurationError(
-            "dense_weight needs the scores of all documents, so time_budget_s cannot hold. Use one."
-        )
-    return float(time_budget_s)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_runtime.backends import LayerScore, Output
 from bge_runtime.cache import VectorCache, check_cache
 from bge_runtime.deadline import Deadline
 from bge_runtime.embedder import Embedder
@@ -24,6 +25,7 @@ from bge_runtime.late_interaction import (
     late_scores,
     query_vectors,
 )
+from bge_runtime.llm_options import LLMOptions
 from bge_runtime.loading import STORE
 from bge_runtime.model import Model
 from bge_runtime.modes import Mode, check_mode, check_weights
@@ -54,6 +56,7 @@ class PairScorer(Model):
         mode: Mode | None,
         weights: Sequence[float] | None,
         token_pooling: int,
+        llm: LLMOptions,
         **options: Any,
     ) -> None:
         """Check the options.
@@ -67,6 +70,7 @@ class PairScorer(Model):
             mode: What of an embedder's outputs is compared.
             weights: Of the dense, the sparse and the multi-vector score in `hybrid`.
             token_pooling: How many token vectors of a document are merged into one.
+            llm: What an LLM reranker is to do.
             **options: Those of `Model`.
         """
         if long_document not in ("truncate", "max_passage"):
@@ -79,6 +83,7 @@ class PairScorer(Model):
         self._mode: Mode | None = mode
         self._weights = check_weights(mode, weights)
         self._token_pooling = check_token_pooling(token_pooling, mode)
+        self._llm = llm
         self._embedder = embedder
         self._shares_embedder = embedder is not None
         super().__init__(source, **options)
@@ -119,6 +124,7 @@ class PairScorer(Model):
         super()._check_spec(spec)
         if spec.kind not in ("reranker", "embedder"):
             raise ConfigurationError(f"{self.model!r} is a {spec.kind} model. Use a reranker or an embedder.")
+        self._llm.check(spec, self.model)
 
         check_mode(spec, self._mode)
         if self._token_pooling > 1 and spec.kind != "embedder":
@@ -211,30 +217,52 @@ class PairScorer(Model):
         """Score checked pairs, each distinct one once; what the deadline cuts off is NaN."""
         if not pairs:
             return np.empty(0, dtype=np.float32)
-        distinct = list(dict.fromkeys(pairs))
-        STORE.counters.add(texts=len(pairs), duplicates=len(pairs) - len(distinct))
+        distinct, places = _distinct(pairs)
         score = self._late_scores if self.method == "late_interaction" else self._cross_scores
         scores = yield from score(distinct, show_progress, deadline)
-        position = {pair: index for index, pair in enumerate(distinct)}
-        return scores[[position[pair] for pair in pairs]]
+        return scores[places]
+
+    def _layer_scores(self, pairs: Sequence[tuple[str, str]], layers: Sequence[int]) -> Steps[NDArray[np.float32]]:
+        """Score checked pairs at several layers, each distinct one once: [pairs, layers]."""
+        if not pairs:
+            return np.empty((0, len(layers)), dtype=np.float32)
+        distinct, places = _distinct(pairs)
+        scores = yield from self._columns(distinct, self._llm.output(self.spec, layers), None, None)
+        return scores[places]
 
     def _cross_scores(
         self, pairs: Sequence[tuple[str, str]], show_progress: bool | None, deadline: Deadline | None
     ) -> Steps[NDArray[np.float32]]:
+        columns = yield from self._columns(pairs, self._llm.output(self.spec), show_progress, deadline)
+        return columns[:, 0]
+
+    def _columns(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        output: Output,
+        show_progress: bool | None,
+        deadline: Deadline | None,
+    ) -> Steps[NDArray[np.float32]]:
+        """Return a column of scores, or one per layer."""
         loaded = self._hold("score")
+        prompt = self._llm.prompt
+        tokenizing = loaded.tokenizing if prompt is None else loaded.tokenizing.with_prompt(prompt)
         rows = yield from self._rows(
             loaded,
             pairs,
-            partial(loaded.tokenizing.pairs, overlap=self._overlap),
-            "score",
+            partial(tokenizing.pairs, overlap=self._overlap),
+            output,
             bulk=len(pairs) > INTERACTIVE_PAIRS,
             show_progress=show_progress,
             deadline=deadline,
         )
         self._note_truncation(rows.cut, len(pairs))
-        scores = np.full(len(pairs), np.nan, dtype=np.float32)
-        best = best_passages(rows.values, rows.passages)
-        scores[: len(best)] = best
+        width = len(output.layers) if isinstance(output, LayerScore) else 1
+        values = np.asarray(rows.values, dtype=np.float32).reshape(len(rows.values), width)
+        scores = np.full((len(pairs), width), np.nan, dtype=np.float32)
+        for column in range(width):
+            best = best_passages(values[:, column], rows.passages)
+            scores[: len(best), column] = best
         return scores
 
     def _late_scores(
@@ -253,3 +281,10 @@ class PairScorer(Model):
             )
         self._note_truncation(cut, asked)
         return scores
+
+
+def _distinct(pairs: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[int]]:
+    """Return each pair once, and where in them each of the pairs is."""
+    position = {pair: index for index, pair in enumerate(dict.fromkeys(pairs))}
+    STORE.counters.add(texts=len(pairs), duplicates=len(pairs) - len(position))
+    return list(position), [position[pair] for pair in pairs]

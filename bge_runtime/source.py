@@ -185,7 +185,9 @@ class ModelSource:
         """How the model runs, once for each replica; `device=None` chooses and gives one."""
         backend = "torch" if self.placing_arguments else self.backend
         return [
-            choose_execution(device, self.precision, backend, architecture=self.spec.architecture)
+            choose_execution(
+                device, self.precision, backend, architecture=self.spec.architecture, score=self.spec.score
+            )
             for device in self.devices or (self.device,)
         ]
 

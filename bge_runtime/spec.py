@@ -56,6 +56,7 @@ class ModelSpec:
         document_instruction: Text put before documents; empty for every BGE model but llm-embedder.
         tasks: Named pairs of query and document instruction.
         score: How a reranker's number arises: one logit, the logit of `Yes`, or a head per layer.
+        layers: First and last layer with a score head; `None` for models without.
         outputs: Kinds of vectors that the model gives.
         languages: ISO 639-1 codes, or `multilingual`.
         license: SPDX identifier, or the name of a custom licence.
@@ -81,6 +82,7 @@ class ModelSpec:
     document_instruction: str = ""
     tasks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     score: Score | None = None
+    layers: tuple[int, int] | None = None
     outputs: tuple[str, ...] = ("dense",)
     languages: tuple[str, ...] = ("en",)
     license: str = "MIT"

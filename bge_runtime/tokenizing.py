@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
+from bge_runtime.errors import ConfigurationError
 from bge_runtime.instructions import Framed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TokenSequence", "TokenizedTexts", "Tokenizing"]
+__all__ = ["TokenSequence", "TokenizedTexts", "Tokenizing", "split_ids"]
 
 QUERY_SHARE = 0.75  # FlagEmbedding caps the query of a pair at three quarters of max_length
 TEXTS_PER_CALL = 512
@@ -71,6 +72,14 @@ class Tokenizing:
         self._single = self._template("a")
         self._pair = self._template("a", "a")
 
+    def with_prompt(self, prompt: str) -> Self:
+        """Return a tokenizer of pairs that ends them with this prompt.
+
+        Raises:
+            ConfigurationError: The model takes none.
+        """
+        raise ConfigurationError(f"prompt={prompt!r} is not allowed: this model takes no prompt. Leave it out.")
+
     def to_json(self) -> str:
         """Return what a `tokenizer.json` of this tokenizer holds."""
         return str(self._tokenizer.to_str())
@@ -89,7 +98,7 @@ class Tokenizing:
         whole = [text if isinstance(text, str) else "".join(text) for text in texts]
         for text, ids in zip(texts, self._content(whole), strict=True):
             if isinstance(text, str):
-                parts = _parts(ids, room, overlap)
+                parts = split_ids(ids, room, overlap)
                 truncated += overlap is None and len(ids) > room
             else:
                 parts = [self._cut_inside(text, ids, room)]
@@ -116,7 +125,7 @@ class Tokenizing:
         for query, document in pairs:
             first = content[query][:query_room]
             room = max(max_length - self._pair.size - len(first), 0)
-            parts = _parts(content[document], room, overlap)
+            parts = split_ids(content[document], room, overlap)
             truncated += (overlap is None and len(content[document]) > room) or len(content[query]) > query_room
             sequences += [self._pair.build(first, part) for part in parts]
             passages.append(len(parts))
@@ -182,7 +191,7 @@ class Tokenizing:
         return _Template(tuple(runs), tuple(type_ids))
 
 
-def _parts(ids: list[int], room: int, overlap: int | None) -> list[list[int]]:
+def split_ids(ids: list[int], room: int, overlap: int | None) -> list[list[int]]:
     """Return the beginning, or overlapping parts that hold everything, of at most `room` tokens."""
     if overlap is None or len(ids) <= room or not room:
         return [ids[:room]]

@@ -41,7 +41,7 @@ class ConfiguredModel(Serializable):
     )
     device: str | None = Field(default=None, description="cpu, cuda, cuda:N or mps; None chooses.")
     precision: str | None = Field(default=None, description="float32, float16, bfloat16 or int8; None chooses.")
-    backend: str = Field(default="auto", description="packed, torch, onnx, openvino; auto chooses.")
+    backend: str = Field(default="auto", description="packed, torch, onnx, openvino, llm; auto chooses.")
     calibration: str | None = Field(default=None, description="File of texts that calibrate an int8 export.")
     devices: list[str] | None = Field(default=None, description="Devices that each hold a replica.")
     keep_alive_s: float | None = Field(default=None, description="Seconds until idle weights are freed; None never.")

@@ -35,6 +35,10 @@ class ScoringModel(ConfiguredModel):
         "long_document": "long_document",
         "passage_overlap": "passage_overlap",
         "vector_cache": "vector_cache",
+        "cutoff_layers": "cutoff_layers",
+        "compress_ratio": "compress_ratio",
+        "compress_layers": "compress_layers",
+        "prompt": "prompt",
         **{name: name for name in LOADING_NAMES},
     }
 
@@ -60,6 +64,14 @@ class ScoringModel(ConfiguredModel):
     vector_cache: Any = Field(
         default=None, exclude=True, description="Remembers the token vectors of late interaction; not dumped."
     )
+    cutoff_layers: int | list[int] | None = Field(
+        default=None, description="Layer of a layerwise reranker that scores; None is the last."
+    )
+    compress_ratio: int | None = Field(
+        default=None, description="How many neighbouring tokens a lightweight reranker merges: 1, 2, 4, 8."
+    )
+    compress_layers: list[int] | None = Field(default=None, description="Before which layers it does so; None is 8.")
+    prompt: str | None = Field(default=None, description="Prompt of an LLM reranker; None is the model's own.")
 
     _reranker: Reranker = PrivateAttr()
 
@@ -91,6 +103,7 @@ class BGERerank(ScoringModel, BaseDocumentCompressor, RunnableSerializable[dict[
         normalize: Whether scores go through a sigmoid, 0 to 1; `False` returns raw logits.
         mode, weights: For BAAI/bge-m3: compare by `multi_vector`, `sparse`, `dense`, or `hybrid` with weights.
         long_document: `truncate`, or `max_passage`: the best of overlapping passages counts.
+        cutoff_layers, compress_ratio, compress_layers, prompt: for LLM rerankers, as for `bge_runtime.Reranker`.
         time_budget_s: Seconds after which the best order so far is returned. Documents then carry
             `metadata["partial_ranking"]`, and those not scored stand last, without a score.
         device, precision, batch_size, max_length, truncation, cache_folder, ...: see the fields.

@@ -47,7 +47,7 @@ class ConfiguredModel(BaseModel):
     )
     device: TorchName = Field(default=None, description="cpu, cuda, cuda:N or mps; None chooses.")
     precision: TorchName = Field(default=None, description="float32, float16, bfloat16 or int8; None chooses.")
-    backend: str = Field(default="auto", description="packed, torch, onnx, openvino; auto chooses.")
+    backend: str = Field(default="auto", description="packed, torch, onnx, openvino, llm; auto chooses.")
     calibration: FolderOrName | None = Field(default=None, description="File of texts that calibrate an int8 export.")
     devices: list[str] | None = Field(default=None, description="Devices that each hold a replica.")
     keep_alive_s: float | None = Field(default=None, description="Seconds until idle weights are freed; None never.")

@@ -58,6 +58,10 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
         "long_document": "long_document",
         "passage_overlap": "passage_overlap",
         "vector_cache": "vector_cache",
+        "cutoff_layers": "cutoff_layers",
+        "compress_ratio": "compress_ratio",
+        "compress_layers": "compress_layers",
+        "prompt": "prompt",
         **{name: name for name in LOADING_NAMES},
     }
     _renamed: ClassVar[dict[str, str]] = {**ConfiguredModel._renamed, "model_name": "model"}
@@ -88,6 +92,14 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
     vector_cache: Any | None = Field(
         default=None, exclude=True, description="Remembers the token vectors of late interaction; not dumped."
     )
+    cutoff_layers: int | list[int] | None = Field(
+        default=None, description="Layer of a layerwise reranker that scores; None is the last."
+    )
+    compress_ratio: int | None = Field(
+        default=None, description="How many neighbouring tokens a lightweight reranker merges: 1, 2, 4, 8."
+    )
+    compress_layers: list[int] | None = Field(default=None, description="Before which layers it does so; None is 8.")
+    prompt: str | None = Field(default=None, description="Prompt of an LLM reranker; None is the model's own.")
     time_budget_s: float | None = Field(
         default=None,
         gt=0,

@@ -25,7 +25,7 @@ class Checkpoint:
     """
 
     name: str
-    family: Literal["bert", "xlmr"]
+    family: Literal["bert", "xlmr", "gemma", "minicpm", "cost_wise_gemma"]
     hidden: int
     seed: int
     positions: int = 512
@@ -41,6 +41,10 @@ class Checkpoint:
 
 def checkpoint_files(checkpoint: Checkpoint) -> Files:
     """Return the content of every file of a checkpoint."""
+    from tests.llm_checkpoints import LLM_FAMILIES, llm_files
+
+    if checkpoint.family in LLM_FAMILIES:
+        return llm_files(checkpoint)
     config = config_of(checkpoint)
     files = {
         "config.json": to_json(config),

@@ -74,6 +74,27 @@ CHECKPOINTS = (
         pickled=True,
     ),
     *DECODERS,
+    Checkpoint(
+        name="BAAI/bge-reranker-v2-gemma", family="gemma", hidden=32, layers=18, seed=7, positions=8192, max_length=8192
+    ),
+    Checkpoint(
+        name="BAAI/bge-reranker-v2-minicpm-layerwise",
+        family="minicpm",
+        hidden=32,
+        layers=40,
+        seed=8,
+        positions=2048,
+        max_length=2048,
+    ),
+    Checkpoint(
+        name="BAAI/bge-reranker-v2.5-gemma2-lightweight",
+        family="cost_wise_gemma",
+        hidden=32,
+        layers=42,
+        seed=9,
+        positions=8192,
+        max_length=8192,
+    ),
 )
 POISON = "weather"
 BY_NAME = {checkpoint.name: checkpoint for checkpoint in CHECKPOINTS}

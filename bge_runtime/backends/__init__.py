@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from bge_runtime.backends.base import Backend, LoadRequest, ModelInput, Output
+from bge_runtime.backends.base import Backend, LayerScore, LoadRequest, ModelInput, Output
 from bge_runtime.errors import ConfigurationError, UnsupportedModelError
 from bge_runtime.hub import head_files
 
-__all__ = ["BACKENDS", "Backend", "LoadRequest", "ModelInput", "Output", "check_backend_name", "load_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "LayerScore",
+    "LoadRequest",
+    "ModelInput",
+    "Output",
+    "check_backend_name",
+    "load_backend",
+]
 
 # Name -> module that defines `load(request: LoadRequest) -> Backend`.
 BACKENDS = {
@@ -16,6 +25,7 @@ BACKENDS = {
     "torch": "bge_runtime.backends.torch",
     "onnx": "bge_runtime.backends.onnx",
     "openvino": "bge_runtime.backends.openvino",
+    "llm": "bge_runtime.backends.llm",
 }
 # `model_type` -> the same for an architecture with a forward of its own.
 ARCHITECTURES = {"clip": "bge_runtime.backends.clip"}

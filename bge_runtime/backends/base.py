@@ -7,21 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from bge_runtime.errors import ConfigurationError
 from bge_runtime.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Backend", "LoadRequest", "ModelInput", "Output"]
+__all__ = ["Backend", "LayerScore", "LoadRequest", "ModelInput", "Output", "Pooled", "without_layers"]
 
 # What a forward pass returns for each input:
 #   cls, mean, last, model   one vector, float32 [dimension], not normalised
 #   tokens                   a vector per token, float32 [tokens, dimension], special tokens included
 #   lexical, all             a row for `outputs.unpack_outputs`: first token and lexical weights; token vectors as well
 #   score                    one raw logit, float32 []
+#   LayerScore               one raw logit per layer, float32 [layers]
 #   image                    one vector of a picture, float32 [dimension], not normalised
-Output = Literal["cls", "mean", "last", "model", "tokens", "lexical", "all", "score", "image"]
+Pooled = Literal["cls", "mean", "last", "model", "tokens", "lexical", "all", "score", "image"]
 
 
 class ModelInput(Protocol):
@@ -31,6 +33,39 @@ class ModelInput(Protocol):
     def length(self) -> int:
         """What it costs, in tokens or what compares to them."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerScore:
+    """The raw logits of a layerwise reranker at some of its layers, from one forward pass.
+
+    Attributes:
+        layers: How many layers the states have gone through where a head reads them; ascending, at least one.
+        compress_ratio: How many neighbouring tokens of the document become one; 1 keeps them.
+        compress_layers: Before which layers, counted from 0, that happens.
+    """
+
+    layers: tuple[int, ...]
+    compress_ratio: int = 1
+    compress_layers: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """Return what hooks are told."""
+        return "score"
+
+
+Output = Pooled | LayerScore
+
+
+def without_layers(output: Output) -> Pooled:
+    """Return the output as it is.
+
+    Raises:
+        ConfigurationError: It asks for layers, of a model that has no score heads in them.
+    """
+    if isinstance(output, LayerScore):
+        raise ConfigurationError(f"Layers {output.layers} of this model have no score heads. Leave cutoff_layers= out.")
+    return output
 
 
 @dataclass(frozen=True, kw_only=True)

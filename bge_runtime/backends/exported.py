@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from bge_runtime.backends.base import Output
+from bge_runtime.backends.base import Output, Pooled, without_layers
 from bge_runtime.backends.packing import Places, Rectangle, groups, pack
 from bge_runtime.errors import BackendError, BGEError, ConfigurationError, OutOfMemoryError
 from bge_runtime.tokenizing import Tokenizing, TokenSequence
@@ -83,7 +83,7 @@ class ExportedBackend:
                 "This model's threads did not survive the fork of its process. Load it in the child, "
                 "start processes with the 'spawn' method, or use backend='packed'."
             )
-        pooling = self._pooling(output)
+        pooling = self._pooling(without_layers(output))
         rows: list[Any] = [None] * len(batch)
         with _runtime_errors(len(batch)):
             for group in groups([len(sequence.ids) for sequence in batch], self._facts.width):
@@ -91,7 +91,7 @@ class ExportedBackend:
                     rows[index] = row
         return rows
 
-    def _pooling(self, output: Output) -> str:
+    def _pooling(self, output: Pooled) -> str:
         if (output == "score") != (self._facts.task == "score"):
             raise ConfigurationError(
                 f"output={output!r} is not in the export of this model, which was made to {self._facts.task}. "

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from bge_runtime.backends import torch as plain
 from bge_runtime.backends.attention import Layout, choose_attention, on_device
-from bge_runtime.backends.base import Backend, LoadRequest, Output
+from bge_runtime.backends.base import Backend, LoadRequest, Output, without_layers
 from bge_runtime.backends.linear import Linear
 from bge_runtime.backends.quantized import QuantizedLinear, check_int8
 from bge_runtime.errors import UnsupportedModelError
@@ -95,9 +95,10 @@ class PackedBackend:
 
     def forward(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
         """Run one batch; see `Backend.forward`."""
+        kind = without_layers(output)
         order = sorted(range(len(batch)), key=lambda index: -len(batch[index].ids))
         with torch.inference_mode(), plain.device_errors(self._device, len(batch)):
-            rows = self._run([batch[index] for index in order], self._own_pooling if output == "model" else output)
+            rows = self._run([batch[index] for index in order], self._own_pooling if kind == "model" else kind)
         results: list[Any] = [None] * len(batch)
         for index, row in zip(order, rows, strict=True):
             results[index] = row

@@ -14,7 +14,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from transformers.utils import logging as transformers_logging
 
-from bge_runtime.backends.base import LoadRequest, Output
+from bge_runtime.backends.base import LoadRequest, Output, Pooled, without_layers
 from bge_runtime.backends.merging import apply_adapter, check_peft
 from bge_runtime.errors import BackendError, OutOfMemoryError, UnsupportedModelError
 from bge_runtime.tokenizing import Tokenizing, TokenSequence
@@ -22,7 +22,7 @@ from bge_runtime.tokenizing import Tokenizing, TokenSequence
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TorchBackend", "load"]
+__all__ = ["TorchBackend", "device_errors", "load", "no_progress_bars", "one_logit"]
 
 
 def load(request: LoadRequest) -> TorchBackend:
@@ -111,9 +111,9 @@ class TorchBackend:
         # Qwen's tokenizer gives an empty text no token at all.
         batch = [sequence if sequence.ids else self._nothing for sequence in batch]
         with torch.inference_mode(), device_errors(self._device, len(batch)):
-            return self._run(batch, output)
+            return self._run(batch, without_layers(output))
 
-    def _run(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
+    def _run(self, batch: Sequence[TokenSequence], output: Pooled) -> Sequence[NDArray[np.float32]]:
         features = self._pad(batch)
         mask = features["attention_mask"]
         features = self._transformer(features)

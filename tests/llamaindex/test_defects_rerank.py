@@ -16,6 +16,8 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from tests.checkpoints import POISON, Checkpoint, poisoned_reranker_folder, two_label_folder, write_checkpoint
 from tests.llamaindex.conftest import Callbacks, Recorder
 from tests.llamaindex.subjects import Subjects
+from tests.runtime.llm_references import reference_score
+from tests.runtime.references import snapshot_of
 
 QUERY = "What is a panda?"
 DOCUMENTS = ["The giant panda is a bear", "the dog slept in the garden", "Paris is the capital of France"]
@@ -186,9 +188,13 @@ def test_an_error_of_the_device_reaches_the_caller_as_it_is(subjects: Subjects, 
 
 @pytest.mark.defect("4.9")
 @pytest.mark.parametrize("model", ["BAAI/bge-reranker-v2-gemma", "BAAI/bge-reranker-v2-minicpm-layerwise"])
-def test_an_llm_reranker_is_refused_rather_than_run_without_its_prompt(subjects: Subjects, model: str) -> None:
-    with pytest.raises(NotImplementedError, match="not supported yet"):
-        subjects.reranker(model, like="flag")
+def test_an_llm_reranker_reads_its_prompt(subjects: Subjects, hub_cache: Path, nodes: Any, model: str) -> None:
+    folder = snapshot_of(hub_cache, model)
+    found = subjects.reranker(model, like="flag", top_n=3).postprocess_nodes(nodes, query_str=QUERY)
+    for node in found:
+        prompted, bare = (reference_score(folder, QUERY, node.text, prompt=prompt) for prompt in (None, ""))
+        assert node.score == pytest.approx(1 / (1 + np.exp(-prompted)), abs=1e-4)
+        assert abs(prompted - bare) > 1e-2
 
 
 @pytest.mark.defect("4.10")

@@ -71,12 +71,10 @@ RERANKERS = {
     "bge-reranker-v2-minicpm-layerwise": (2720, 2048, "layerwise", "apache-2.0"),
     "bge-reranker-v2.5-gemma2-lightweight": (9240, 8192, "layerwise", "gemma"),
 }
+LAYERS = {"bge-reranker-v2-minicpm-layerwise": (8, 40), "bge-reranker-v2.5-gemma2-lightweight": (8, 42)}
 # name: word of the message that says which kind it is
 UNSUPPORTED = {
     "bge-m3-retromae": "backbone",
-    "bge-reranker-v2-gemma": "LLM reranker",
-    "bge-reranker-v2-minicpm-layerwise": "layerwise",
-    "bge-reranker-v2.5-gemma2-lightweight": "layerwise",
     "BGE-VL-MLLM-S1": "LLaVA",
     "BGE-VL-MLLM-S2": "LLaVA",
     "BGE-VL-v1.5-zs": "LLaVA",
@@ -137,6 +135,7 @@ def test_reranker_facts(name, facts):
     assert max_length is None or spec.max_length == max_length
     assert spec.license.lower() == licence.lower()
     assert spec.remote_code == (score == "layerwise")
+    assert spec.layers == LAYERS.get(name)
 
 
 @pytest.mark.parametrize(("name", "facts"), VISION.items(), ids=VISION)

@@ -15,7 +15,7 @@ from tests.decoder_checkpoints import decoder_files
 from tests.runtime import references
 
 GEMMA, CODE, REASONER = (next(name for name in AROUND if part in name) for part in ("gemma2", "code", "reasoner"))
-LONG = "panda bear: 大熊猫：the opinions of bear " * 40
+LONG = "panda bear: 大熊猫：the opinions of bear " * 12
 
 
 @pytest.fixture(params=AROUND, ids=lambda name: name.rsplit("/")[-1])

@@ -110,7 +110,7 @@ class BGESparseEmbedding(ConfiguredModel, BaseSparseEmbedding):
                 "for_milvus() needs llama-index-vector-stores-milvus. "
                 "Install it with: pip install llama-index-vector-stores-milvus"
             ) from error
-        return MilvusSparse(self._embedder)
+        return MilvusSparse(self)
 
     def _get_query_embedding(self, query: str) -> SparseEmbedding:
         return self._embedder.encode_sparse([query], role="query")[0]

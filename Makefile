@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PEERS := .benchmarks/venvs
 MIGRATION := .migration
+MILVUS := .milvus
 INCUMBENTS := langchain-huggingface llama-index sentence-transformers
 LIBRARIES ?= $(basename $(notdir $(wildcard benchmarks/requirements/*.txt)))
 WORKLOADS ?=
@@ -14,7 +15,7 @@ SCALE ?=
 RESUME ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs extras migration-check published bench tables
+.PHONY: help setup demo test check docs extras migration-check milvus-check published bench tables
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,6 +59,19 @@ $(MIGRATION)/.ready: tests/migration/requirements.txt pyproject.toml
 	$(MIGRATION)/bin/python -m pip install --quiet "$(TORCH)"
 	$(MIGRATION)/bin/python -m pip install --quiet --editable ".[langchain,llamaindex]" --group dev
 	$(MIGRATION)/bin/python -m pip install --quiet --requirement tests/migration/requirements.txt
+	@touch $@
+
+milvus-check: $(MILVUS)/langchain/.ready $(MILVUS)/llamaindex/.ready ## Hybrid search on Milvus Lite, through both frameworks
+	$(MILVUS)/langchain/bin/python -m pytest -v tests/milvus/check_langchain.py -o python_functions="check_*"
+	$(MILVUS)/llamaindex/bin/python -m pytest -v tests/milvus/check_llamaindex.py -o python_functions="check_*"
+
+# Two environments: the frameworks' packages need different major versions of pymilvus.
+$(MILVUS)/%/.ready: tests/milvus/%.txt pyproject.toml
+	@mkdir -p $(MILVUS) && rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet "$(TORCH)"
+	$(@D)/bin/python -m pip install --quiet --editable ".[$*]" --requirement $<
 	@touch $@
 
 published: setup ## Compare with published figures: make published DATA=folder

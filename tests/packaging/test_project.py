@@ -58,6 +58,7 @@ def test_make_has_the_documented_targets() -> None:
         "docs",
         "extras",
         "migration-check",
+        "milvus-check",
         "published",
         "bench",
         "tables",

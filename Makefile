@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PEERS := .benchmarks/venvs
 MIGRATION := .migration
+<<<<<<< HEAD
 REFERENCE := .reference
+=======
+MILVUS := .milvus
+>>>>>>> w-milvus
 INCUMBENTS := langchain-huggingface llama-index sentence-transformers
 LIBRARIES ?= $(basename $(notdir $(wildcard benchmarks/requirements/*.txt)))
 WORKLOADS ?=
@@ -16,7 +20,11 @@ RESUME ?=
 WRITE ?=
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help setup demo test check docs extras migration-check reference-check published bench tables
+=======
+.PHONY: help setup demo test check docs extras migration-check milvus-check published bench tables
+>>>>>>> w-milvus
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -62,6 +70,7 @@ $(MIGRATION)/.ready: tests/migration/requirements.txt pyproject.toml
 	$(MIGRATION)/bin/python -m pip install --quiet --requirement tests/migration/requirements.txt
 	@touch $@
 
+<<<<<<< HEAD
 reference-check: setup $(REFERENCE)/.ready ## Compare results with FlagEmbedding itself; WRITE=1 keeps its numbers for the tests
 	$(BIN)/python -m tests.reference.check --python $(REFERENCE)/bin/python $(if $(WRITE),--write)
 
@@ -71,6 +80,19 @@ $(REFERENCE)/.ready: tests/reference/requirements.txt
 	$(REFERENCE)/bin/python -m pip install --quiet --upgrade pip
 	$(REFERENCE)/bin/python -m pip install --quiet "$(TORCH)"
 	$(REFERENCE)/bin/python -m pip install --quiet --requirement tests/reference/requirements.txt
+=======
+milvus-check: $(MILVUS)/langchain/.ready $(MILVUS)/llamaindex/.ready ## Hybrid search on Milvus Lite, through both frameworks
+	$(MILVUS)/langchain/bin/python -m pytest -v tests/milvus/check_langchain.py -o python_functions="check_*"
+	$(MILVUS)/llamaindex/bin/python -m pytest -v tests/milvus/check_llamaindex.py -o python_functions="check_*"
+
+# Two environments: the frameworks' packages need different major versions of pymilvus.
+$(MILVUS)/%/.ready: tests/milvus/%.txt pyproject.toml
+	@mkdir -p $(MILVUS) && rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet "$(TORCH)"
+	$(@D)/bin/python -m pip install --quiet --editable ".[$*]" --requirement $<
+>>>>>>> w-milvus
 	@touch $@
 
 published: setup ## Compare with published figures: make published DATA=folder

@@ -53,10 +53,15 @@ class BGESparseEmbeddings(ConfiguredModel):
         ```python
         from langchain_milvus import Milvus
 
-        store = Milvus.from_documents(
-            documents,
-            embedding=[BGEEmbeddings(model="BAAI/bge-m3"), BGESparseEmbeddings(model="BAAI/bge-m3").for_milvus()],
+        store = Milvus(
+            [BGEEmbeddings(model="BAAI/bge-m3"), BGESparseEmbeddings(model="BAAI/bge-m3").for_milvus()],
+            connection_args={"uri": "milvus.db"},
             vector_field=["dense", "sparse"],
+            index_params=[
+                {"metric_type": "IP", "index_type": "AUTOINDEX"},
+                {"metric_type": "IP", "index_type": "SPARSE_INVERTED_INDEX"},
+            ],
+            search_params=[{"metric_type": "IP"}, {"metric_type": "IP"}],  # the defaults drop small weights
         )
         ```
 

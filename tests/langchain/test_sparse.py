@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import sys
+from abc import ABC
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -92,6 +94,24 @@ def test_a_store_that_is_not_installed_is_named(monkeypatch, method, module, pac
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(bge_runtime.ConfigurationError, match=f"pip install {package}"):
         getattr(BGESparseEmbeddings(model=M3), method)()
+
+
+async def test_milvus_gets_a_vector_for_a_text_without_weights(monkeypatch, hub_cache):
+    """The real store needs an environment of its own: make milvus-check."""
+    base = ModuleType("langchain_milvus.utils.sparse")
+    base.BaseSparseEmbedding = ABC
+    for name in ("langchain_milvus", "langchain_milvus.utils"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, base.__name__, base)
+    monkeypatch.delitem(sys.modules, "langchain_bge.milvus", raising=False)
+    sparse = BGESparseEmbeddings(model=M3)
+    view, weights = sparse.for_milvus(), sparse.embed_documents(TEXTS)
+    monkeypatch.delitem(sys.modules, "langchain_bge.milvus")
+    assert weights[3] == {}
+    assert all(0 not in row for row in weights)
+    assert view.embed_documents(TEXTS) == [row or {0: 1.0} for row in weights]
+    assert await view.aembed_documents(TEXTS) == view.embed_documents(TEXTS)
+    assert view.embed_query("") == await view.aembed_query("") == {}
 
 
 def test_hybrid_reranking_is_the_runtimes(hub_cache):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import sys
+from abc import ABC
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -86,6 +88,23 @@ def test_a_store_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "llama_index.vector_stores.milvus", None)
     with pytest.raises(bge_runtime.ConfigurationError, match="pip install llama-index-vector-stores-milvus"):
         BGESparseEmbedding(model=M3).for_milvus()
+
+
+async def test_milvus_gets_a_vector_for_a_text_without_weights(monkeypatch, hub_cache):
+    """The real store needs an environment of its own: make milvus-check."""
+    base = ModuleType("llama_index.vector_stores.milvus.utils")
+    base.BaseSparseEmbeddingFunction = ABC
+    monkeypatch.setitem(sys.modules, "llama_index.vector_stores.milvus", ModuleType("llama_index.vector_stores.milvus"))
+    monkeypatch.setitem(sys.modules, base.__name__, base)
+    monkeypatch.delitem(sys.modules, "llamaindex_bge.milvus", raising=False)
+    sparse = BGESparseEmbedding(model=M3)
+    view, weights = sparse.for_milvus(), sparse.get_text_embedding_batch(TEXTS)
+    monkeypatch.delitem(sys.modules, "llamaindex_bge.milvus")
+    assert weights[3] == {}
+    assert all(0 not in row for row in weights)
+    assert view.encode_documents(TEXTS) == [row or {0: 1.0} for row in weights]
+    assert await view.async_encode_documents(TEXTS) == view.encode_documents(TEXTS)
+    assert view.encode_queries([""]) == await view.async_encode_queries([""]) == [{}]
 
 
 def test_hybrid_reranking_is_the_runtimes(hub_cache):

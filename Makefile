@@ -6,11 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PEERS := .benchmarks/venvs
 MIGRATION := .migration
-<<<<<<< HEAD
 REFERENCE := .reference
-=======
 MILVUS := .milvus
->>>>>>> w-milvus
 INCUMBENTS := langchain-huggingface llama-index sentence-transformers
 LIBRARIES ?= $(basename $(notdir $(wildcard benchmarks/requirements/*.txt)))
 WORKLOADS ?=
@@ -20,11 +17,7 @@ RESUME ?=
 WRITE ?=
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup demo test check docs extras migration-check reference-check published bench tables
-=======
-.PHONY: help setup demo test check docs extras migration-check milvus-check published bench tables
->>>>>>> w-milvus
+.PHONY: help setup demo test check docs extras migration-check reference-check milvus-check published bench tables
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -70,7 +63,6 @@ $(MIGRATION)/.ready: tests/migration/requirements.txt pyproject.toml
 	$(MIGRATION)/bin/python -m pip install --quiet --requirement tests/migration/requirements.txt
 	@touch $@
 
-<<<<<<< HEAD
 reference-check: setup $(REFERENCE)/.ready ## Compare results with FlagEmbedding itself; WRITE=1 keeps its numbers for the tests
 	$(BIN)/python -m tests.reference.check --python $(REFERENCE)/bin/python $(if $(WRITE),--write)
 
@@ -80,7 +72,6 @@ $(REFERENCE)/.ready: tests/reference/requirements.txt
 	$(REFERENCE)/bin/python -m pip install --quiet --upgrade pip
 	$(REFERENCE)/bin/python -m pip install --quiet "$(TORCH)"
 	$(REFERENCE)/bin/python -m pip install --quiet --requirement tests/reference/requirements.txt
-=======
 milvus-check: $(MILVUS)/langchain/.ready $(MILVUS)/llamaindex/.ready ## Hybrid search on Milvus Lite, through both frameworks
 	$(MILVUS)/langchain/bin/python -m pytest -v tests/milvus/check_langchain.py -o python_functions="check_*"
 	$(MILVUS)/llamaindex/bin/python -m pytest -v tests/milvus/check_llamaindex.py -o python_functions="check_*"
@@ -92,7 +83,6 @@ $(MILVUS)/%/.ready: tests/milvus/%.txt pyproject.toml
 	$(@D)/bin/python -m pip install --quiet --upgrade pip
 	$(@D)/bin/python -m pip install --quiet "$(TORCH)"
 	$(@D)/bin/python -m pip install --quiet --editable ".[$*]" --requirement $<
->>>>>>> w-milvus
 	@touch $@
 
 published: setup ## Compare with published figures: make published DATA=folder

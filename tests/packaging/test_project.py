@@ -58,11 +58,8 @@ def test_make_has_the_documented_targets() -> None:
         "docs",
         "extras",
         "migration-check",
-<<<<<<< HEAD
         "reference-check",
-=======
         "milvus-check",
->>>>>>> w-milvus
         "published",
         "bench",
         "tables",

@@ -91,6 +91,28 @@ def test_late_interaction_on_scifact_is_as_good_as_numpy_and_better_than_dense(e
     assert np.mean(figures) > _reference("dense") + 0.02
 
 
+def test_pooled_token_vectors_rank_a_slice_of_scifact_about_as_well(scifact):
+    names, texts, queries, relevant = scifact
+    asked = queries[:12]
+    wanted = set().union(*(relevant[name] for name, _ in asked))
+    kept = [n for n, name in enumerate(names) if name in wanted or n % 8 == 0]
+    figures, sizes = {}, {}
+    for pooling in (1, 3):
+        reranker = bge_runtime.Reranker(
+            bge_runtime.DEFAULT_OFFLINE_MODEL, token_pooling=pooling, max_length=96, truncation="silent"
+        )
+        index = bge_runtime.TokenIndex(reranker)
+        index.add([texts[n] for n in kept], [names[n] for n in kept])
+        found = [[hit.id for hit in index.search(text)] for _, text in asked]
+        figures[pooling] = np.mean(
+            [_ndcg_at_10(ids, relevant[name]) for ids, (name, _) in zip(found, asked, strict=True)]
+        )
+        sizes[pooling] = index.bytes
+    assert figures[1] > 0.6
+    assert figures[3] > figures[1] - 0.05
+    assert sizes[3] == pytest.approx(sizes[1] / 3, rel=0.02)
+
+
 def _read(name):
     return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
 

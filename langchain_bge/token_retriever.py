@@ -147,7 +147,7 @@ class BGETokenRetriever(BaseRetriever):
         names = [None for _ in checked] if ids is None else check_texts(ids, "ids")
         if not len(checked) == len(facts) == len(names):
             raise InputError(
-                f"{len(checked)} texts came with {len(facts)} metadatas and {len(names)} ids. Pass one each per text."
+                f"{len(checked)} texts came with {len(facts)} metadatas and {len(names)} ids. Pass one per text."
             )
         rows = zip(checked, facts, names, strict=True)
         documents = [Document(page_content=text, metadata=each, id=name) for text, each, name in rows]

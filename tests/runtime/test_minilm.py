@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bge_runtime
+from bge_runtime.token_pooling import pool_tokens
 
 DATA = Path(__file__).parents[1] / "data" / "scifact_small"
 TOLERANCE = 0.001
@@ -87,6 +88,26 @@ def test_late_interaction_on_scifact_is_as_good_as_numpy_and_better_than_dense(e
         figures.append(_ndcg_at_10(names[order[ranking]], relevant[name]))
     assert np.mean(figures) == pytest.approx(_reference("late_interaction"), abs=TOLERANCE)
     assert np.mean(figures) > _reference("dense") + 0.02
+
+
+def test_pooled_token_vectors_rank_a_slice_of_scifact_about_as_well(scifact):
+    names, texts, queries, relevant = scifact
+    asked = queries[:12]
+    wanted = set().union(*(relevant[name] for name, _ in asked))
+    kept = [n for n, name in enumerate(names) if name in wanted or n % 16 == 0]
+    embedder = bge_runtime.Embedder(bge_runtime.DEFAULT_OFFLINE_MODEL, max_length=96, truncation="silent")
+    documents = embedder.encode_tokens([texts[n] for n in kept])
+    query_tokens = embedder.encode_tokens([text for _, text in asked], role="query")
+    means = {}
+    for pooling in (1, 2, 3):
+        pooled = [pool_tokens(vectors, pooling) for vectors in documents]
+        figures = []
+        for (name, _), query in zip(asked, query_tokens, strict=True):
+            scores = np.array([(query @ vectors.T).max(axis=1).mean() for vectors in pooled])
+            figures.append(_ndcg_at_10(names[kept][np.argsort(-scores)], relevant[name]))
+        means[pooling] = np.mean(figures)
+    assert means[1] > 0.6
+    assert min(means[2], means[3]) > means[1] - 0.05
 
 
 def _read(name):

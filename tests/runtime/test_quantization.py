@@ -136,9 +136,10 @@ def test_vectors_of_a_file_score_the_candidates(vectors, tmp_path):
 
 
 def test_equal_scores_keep_the_order_of_the_rows(vectors):
-    corpus = quantize_embeddings(np.repeat(vectors[:3], 100, axis=0), "binary")
-    indices, _ = search_quantized(vectors[1], corpus, top_k=60)
-    np.testing.assert_array_equal(indices[0], range(100, 160))
+    corpus = quantize_embeddings(np.tile(vectors[:3], (100, 1)), "binary")
+    (indices,), (scores,) = search_quantized(vectors[1], corpus, top_k=250)
+    np.testing.assert_array_equal(indices, [row for _, row in sorted(zip(-scores, indices, strict=True))])
+    np.testing.assert_array_equal(indices[:100], range(1, 300, 3))
 
 
 def test_a_corpus_of_more_blocks_and_queries_of_more_groups_give_the_same(vectors, monkeypatch):

@@ -72,6 +72,7 @@ $(REFERENCE)/.ready: tests/reference/requirements.txt
 	$(REFERENCE)/bin/python -m pip install --quiet --upgrade pip
 	$(REFERENCE)/bin/python -m pip install --quiet "$(TORCH)"
 	$(REFERENCE)/bin/python -m pip install --quiet --requirement tests/reference/requirements.txt
+	@touch $@
 
 milvus-check: $(MILVUS)/langchain/.ready $(MILVUS)/llamaindex/.ready ## Hybrid search on Milvus Lite, through both frameworks
 	$(MILVUS)/langchain/bin/python -m pytest -v tests/milvus/check_langchain.py -o python_functions="check_*"

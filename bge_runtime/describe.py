@@ -49,7 +49,7 @@ def describe_folder(folder: Path, name: str, base_model: str | None = None) -> M
         facts: dict[str, Any] = {"dimension": None, "score": "logit", "outputs": ("score",)}
     else:
         facts = _vector_facts(folder, config, family)
-    facts |= {"id": name, "max_length": max_length, "positions": positions, "package": None}
+    facts |= {"id": name, "max_length": max_length, "positions": positions, "package": None, "checked": ""}
     if family is not None:
         logger.info("Model %r is taken as a fine-tuned %s.", name, family.id)
         return replace(family, **facts)

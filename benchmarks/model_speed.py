@@ -207,6 +207,7 @@ def draw(path: Path) -> None:
         axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axes.set_yticks([number + 0.2 for number in range(len(shapes))], list(shapes))
     axes.set_xscale("log")
+    axes.margins(x=0.1)
     axes.set_xlabel(f"texts of {TOKENS} tokens per second")
     axes.invert_yaxis()
     axes.legend()

@@ -54,7 +54,7 @@ def describe_folder(folder: Path, name: str, base_model: str | None = None) -> M
         facts = {"dimension": int(config.get("projection_dim", 512)), "normalize": True}
     else:
         facts = _vector_facts(folder, config, family)
-    facts |= {"id": name, "max_length": max_length, "positions": positions, "package": None}
+    facts |= {"id": name, "max_length": max_length, "positions": positions, "package": None, "checked": ""}
     if family is not None:
         logger.info("Model %r is taken as a fine-tuned %s.", name, family.id)
         return replace(family, **facts)

@@ -119,7 +119,7 @@ def _sorted(value: Any) -> Any:
 def _check_task(folder: Path, config: dict[str, Any], spec: ModelSpec) -> None:
     """Adapters without a task were made for the bare model, and the names of their weights decide."""
     task = config.get("task_type")
-    wanted = "FEATURE_EXTRACTION" if spec.kind == "embedder" else "SEQ_CLS" if spec.score == "logit" else "CAUSAL_LM"
+    wanted = "FEATURE_EXTRACTION" if spec.kind != "reranker" else "SEQ_CLS" if spec.score == "logit" else "CAUSAL_LM"
     if task is not None and task != wanted:
         raise ConfigurationError(
             f"Adapter {str(folder)!r} was trained for task_type={task!r}; {spec.id!r} is a {spec.kind}, whose adapters "

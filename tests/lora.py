@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-__all__ = ["adapted_score", "adapted_states", "embedder_adapter", "reranker_adapter"]
+__all__ = [
+    "adapted_answer",
+    "adapted_score",
+    "adapted_states",
+    "adapted_text",
+    "clip_adapter",
+    "embedder_adapter",
+    "language_model_adapter",
+    "reranker_adapter",
+]
 
 
 def embedder_adapter(folder: Path, base: Path, *, seed: int = 71, **settings: Any) -> Path:
@@ -28,6 +37,34 @@ def reranker_adapter(folder: Path, base: Path, *, seed: int = 72, **settings: An
         seed,
         {"task_type": "SEQ_CLS", "target_modules": ["query", "value"], **settings},
     )
+
+
+def language_model_adapter(folder: Path, base: Path, *, seed: int = 73) -> Path:
+    """An adapter of the language model in `base`."""
+    settings = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    return _save(folder, base, "AutoModelForCausalLM", seed, settings)
+
+
+def clip_adapter(folder: Path, base: Path, *, seed: int = 74) -> Path:
+    """An adapter of both towers of the CLIP model in `base`."""
+    return _save(folder, base, "CLIPModel", seed, {"target_modules": ["q_proj", "v_proj"]})
+
+
+def adapted_answer(base: Path, adapter: Path, ids: list[int], answer: int) -> float:
+    """Return a language model's logit of a token behind `ids` by peft's own forward."""
+    with torch.inference_mode():
+        return float(
+            _unmerged("AutoModelForCausalLM", base, adapter)(input_ids=torch.tensor([ids])).logits[0, -1, answer]
+        )
+
+
+def adapted_text(base: Path, adapter: Path, text: str) -> np.ndarray:
+    """Return a CLIP model's text features by peft's own forward, not normalised."""
+    ids = torch.tensor([_tokenizer(base).encode(text).ids])
+    with torch.inference_mode():
+        features = _unmerged("CLIPModel", base, adapter).get_text_features(input_ids=ids)
+    rows = features if isinstance(features, torch.Tensor) else features.pooler_output
+    return rows[0].double().numpy()
 
 
 def adapted_states(base: Path, adapter: Path, text: str) -> np.ndarray:

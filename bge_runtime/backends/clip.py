@@ -16,6 +16,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from bge_runtime.backends.base import LoadRequest, Output
+from bge_runtime.backends.merging import apply_adapter, check_peft
 from bge_runtime.backends.torch import device_errors, no_progress_bars
 from bge_runtime.errors import UnsupportedModelError
 from bge_runtime.images import ImageFormat, ImagePixels
@@ -37,6 +38,8 @@ def load(request: LoadRequest) -> ClipBackend:
         raise UnsupportedModelError(
             f"{request.name!r} does not run in int8 here. Use precision='bfloat16' or 'float32'."
         )
+    if request.adapter is not None:
+        check_peft(request.adapter)  # before the weights are read
     model_kwargs = {
         "dtype": getattr(torch, request.precision),
         "use_safetensors": not request.pickled_weights,
@@ -48,7 +51,10 @@ def load(request: LoadRequest) -> ClipBackend:
         config = CLIPConfig.from_pretrained(folder, local_files_only=True, **request.config_kwargs)
         model: Any = CLIPModel.from_pretrained(folder, config=config, local_files_only=True, **model_kwargs)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **request.processor_kwargs)
-    return ClipBackend(model.to(request.device), tokenizer, ImageFormat.read(request.folder))
+    model.to(request.device)
+    if request.adapter is not None:
+        apply_adapter(model, request.adapter)
+    return ClipBackend(model, tokenizer, ImageFormat.read(request.folder))
 
 
 class ClipBackend:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from bge_runtime.backends.base import LoadRequest
+from bge_runtime.backends.merging import apply_adapter, check_peft
 from bge_runtime.backends.prompts import PromptedPairs
 from bge_runtime.backends.torch import no_progress_bars
 from bge_runtime.errors import ModelNotFoundError
@@ -33,7 +34,7 @@ def read_config(request: LoadRequest) -> dict[str, Any]:
 
 
 def read_decoder(model_class: Any, request: LoadRequest, **arguments: Any) -> Any:
-    """Return transformers' decoder with the weights of the folder; the folder's own Python code never runs.
+    """Return transformers' decoder with the weights of the folder and of the adapter; no code of the folder runs.
 
     Args:
         model_class: A class of transformers without a head.
@@ -43,6 +44,8 @@ def read_decoder(model_class: Any, request: LoadRequest, **arguments: Any) -> An
     Raises:
         ModelNotFoundError: Weights are missing, which transformers would invent.
     """
+    if request.adapter is not None:
+        check_peft(request.adapter)  # before the weights are read
     settings = {"dtype": getattr(torch, request.precision), **arguments, **request.model_kwargs}
     with no_progress_bars():
         model, found = model_class.from_pretrained(
@@ -53,6 +56,8 @@ def read_decoder(model_class: Any, request: LoadRequest, **arguments: Any) -> An
         raise _missing(request, missing)
     if "device_map" not in request.model_kwargs:
         model.to(request.device)
+    if request.adapter is not None:
+        apply_adapter(model, request.adapter, inside="model.")
     return model.eval()
 
 

@@ -28,7 +28,7 @@ def check_peft(folder: Path) -> None:
         )
 
 
-def apply_adapter(model: Any, folder: Path) -> None:
+def apply_adapter(model: Any, folder: Path, *, inside: str = "") -> None:
     """Add a LoRA adapter to the weights of a transformers model, in place (W + scaling B A, arXiv:2106.09685).
 
     Modules that the adapter brings whole (`modules_to_save`, such as a classification head) replace the model's.
@@ -36,13 +36,15 @@ def apply_adapter(model: Any, folder: Path) -> None:
     Args:
         model: A transformers model, of the class that the adapter was trained on.
         folder: Folder with `adapter_config.json` and `adapter_model.safetensors`.
+        inside: Where the model stands in the one that the adapter was trained on: `model.` for the decoder of a
+            language model.
 
     Raises:
         ConfigurationError: peft is missing, or the adapter does not fit the model.
     """
     check_peft(folder)
     try:
-        _merge(model, folder)
+        _merge(model, folder, PREFIX + inside)
     except BGEError:
         raise
     except Exception as error:  # peft raises many kinds for shapes and names that do not fit
@@ -52,13 +54,13 @@ def apply_adapter(model: Any, folder: Path) -> None:
         ) from error
 
 
-def _merge(model: Any, folder: Path) -> None:
+def _merge(model: Any, folder: Path, prefix: str) -> None:
     import peft
 
     weights = peft.load_peft_weights(str(folder), device=str(model.device))
     tuner = peft.LoraModel(model, peft.PeftConfig.from_pretrained(str(folder)), OUR_NAME)
     found: Any = peft.set_peft_model_state_dict(
-        model, {key.removeprefix(PREFIX): weight for key, weight in weights.items()}, adapter_name=OUR_NAME
+        model, {key.removeprefix(prefix): weight for key, weight in weights.items()}, adapter_name=OUR_NAME
     )
     # peft passes over what it finds no place for, and leaves what it finds no weights for as it was before training.
     _refuse(folder, model, "has weights that the model has no place for", found.unexpected_keys)

@@ -14,7 +14,18 @@ import pytest
 import bge_runtime
 from bge_runtime.adapters import adapter_digest, check_adapter
 from tests.checkpoints import place_in_hub_cache
-from tests.lora import adapted_score, adapted_states, embedder_adapter, reranker_adapter
+from tests.lora import (
+    adapted_answer,
+    adapted_score,
+    adapted_states,
+    adapted_text,
+    clip_adapter,
+    embedder_adapter,
+    language_model_adapter,
+    reranker_adapter,
+)
+from tests.pictures import picture
+from tests.runtime.llm_references import YES_OR_NO, ids_of, joined
 from tests.runtime.references import snapshot_of, unit
 
 EMBEDDER, RERANKER = "BAAI/bge-small-en-v1.5", "BAAI/bge-reranker-base"
@@ -353,3 +364,36 @@ def test_applying_an_adapter_leaves_no_trace_of_peft_in_the_model(base, adapter)
     apply_adapter(model, Path(adapter))
     assert list(model.state_dict()) == names
     assert not any(type(module).__module__.startswith("peft") for module in model.modules())
+
+
+def test_an_llm_reranker_takes_the_adapter_of_its_language_model(hub_cache, tmp_path):
+    base = snapshot_of(hub_cache, "BAAI/bge-reranker-v2-gemma")
+    adapter = language_model_adapter(tmp_path, base)
+    reranker = bge_runtime.Reranker("BAAI/bge-reranker-v2-gemma", adapter=adapter)
+    (yes,) = ids_of(base, "Yes")
+    expected = [
+        adapted_answer(base, adapter, joined(base, QUERY, text, YES_OR_NO, reranker.max_length)[0], yes)
+        for text in TEXTS
+    ]
+    scores = reranker.score(QUERY, TEXTS)
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    assert np.abs(scores - bge_runtime.Reranker("BAAI/bge-reranker-v2-gemma").score(QUERY, TEXTS)).min() > 1e-3
+
+
+def test_a_layerwise_reranker_does_not_pass_over_an_adapter(hub_cache, tmp_path):
+    name, gemma = "BAAI/bge-reranker-v2.5-gemma2-lightweight", snapshot_of(hub_cache, "BAAI/bge-reranker-v2-gemma")
+    other = changed(
+        language_model_adapter(tmp_path / "gemma", gemma), tmp_path / "adapter", base_model_name_or_path=name
+    )
+    with pytest.raises(bge_runtime.ConfigurationError, match="does not fit"):
+        bge_runtime.Reranker(name, adapter=other).score(QUERY, TEXTS)
+
+
+def test_a_vision_model_takes_the_adapter_of_clip(hub_cache, tmp_path):
+    name = "BAAI/BGE-VL-large"
+    adapter = clip_adapter(tmp_path, snapshot_of(hub_cache, name))
+    expected = unit(adapted_text(snapshot_of(hub_cache, name), adapter, TEXTS[1]))
+    adapted = bge_runtime.VisionEmbedder(name, adapter=adapter)
+    np.testing.assert_allclose(adapted.encode_texts(TEXTS[1:2])[0], expected, atol=1e-4)
+    left, right = (each.encode_images([picture(1)])[0] for each in (adapted, bge_runtime.VisionEmbedder(name)))
+    assert np.linalg.norm(left - right) > 1e-2

@@ -217,7 +217,24 @@ def test_copies_and_pickles_hold_the_documents():
         assert len(index) == len(IDS)
 
 
-def test_searches_while_others_add_and_remove_see_whole_calls():
+def test_an_id_that_another_thread_adds_meanwhile_is_refused(monkeypatch):
+    index = TokenIndex(MODEL)
+    compute = index.reranker.document_vectors
+
+    def overtaken(*arguments):
+        monkeypatch.undo()
+        index.add(["cat"], ["a"])
+        yield from compute(*arguments)
+
+    monkeypatch.setattr(index.reranker, "document_vectors", overtaken)
+    with pytest.raises(bge_runtime.InputError, match="'a' is in the index already"):
+        index.add(["dog"], ["a"])
+    assert index.ids == ["a"]
+    assert index.search("cat")[0].score == pytest.approx(1, abs=1e-3)
+
+
+def test_searches_while_others_add_and_remove_see_whole_calls(monkeypatch):
+    monkeypatch.setattr(token_blocks, "BLOCK_TOKENS", 1)  # a block per document
     index = TokenIndex(MODEL, storage="float32")
     wrong: list[object] = []
     stop = threading.Event()

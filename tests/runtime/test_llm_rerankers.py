@@ -12,6 +12,9 @@ import pytest
 import bge_runtime
 from bge_runtime import Reranker
 from bge_runtime.backends import LayerScore, LoadRequest, load_backend
+from bge_runtime.batching import JobQueue
+from bge_runtime.job import Job
+from bge_runtime.tokenizing import TokenSequence
 from tests.checkpoints import BY_NAME, write_checkpoint
 from tests.llm_checkpoints import llm_files
 from tests.runtime.llm_references import PREDICT, YES_OR_NO, joined, reference_score, yes_logits
@@ -235,6 +238,22 @@ def test_calls_with_other_layers_share_the_weights_but_not_the_batch(hub_cache, 
     assert bge_runtime.loaded_models()[0].backend == "llm"
     backend = rerankers[0]._hold("score").engine.replicas[0].backend
     assert backend.parameters == bge_runtime.loaded_models()[0].parameters > 100_000
+
+
+def test_only_calls_that_want_the_same_layers_share_a_batch():
+    queue = JobQueue()
+    ways = [
+        LayerScore(layers=(8,)),
+        LayerScore(layers=(28,)),
+        LayerScore(layers=(8,)),
+        LayerScore(layers=(8,), compress_ratio=2),
+    ]
+    jobs = [Job([TokenSequence([1], [0])], way, batch_tokens=100) for way in ways]
+    for job in jobs:
+        queue.add(job)
+    batches = [queue.take_batch(pads=True, most_tokens=None) for _ in range(3)]
+    assert [set(batch.by_job()) for batch in batches] == [{jobs[0], jobs[2]}, {jobs[1]}, {jobs[3]}]
+    assert {str(batch.output) for batch in batches} == {"score"}
 
 
 def test_the_options_are_part_of_the_identity(hub_cache):

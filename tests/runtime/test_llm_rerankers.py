@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -235,72 +234,6 @@ def test_calls_with_other_layers_share_the_weights_but_not_the_batch(hub_cache, 
     assert bge_runtime.loaded_models()[0].backend == "llm"
     backend = rerankers[0]._hold("score").engine.replicas[0].backend
     assert backend.parameters == bge_runtime.loaded_models()[0].parameters > 100_000
-
-
-def test_the_options_are_part_of_the_identity(hub_cache):
-    options = [
-        {},
-        {"cutoff_layers": 28},
-        {"compress_ratio": 2},
-        {"compress_ratio": 4},
-        {"compress_ratio": 2, "compress_layers": [24, 40]},
-        {"prompt": SIMILAR},
-    ]
-    assert len({Reranker(LIGHT, **each).identity for each in options}) == len(options)
-    same = [{"cutoff_layers": 42}, {"compress_ratio": 1}, {"compress_ratio": 1, "compress_layers": [3]}]
-    assert {Reranker(LIGHT, **each).identity for each in same} == {Reranker(LIGHT).identity}
-
-
-def test_options_are_kept_by_copies(hub_cache):
-    options = {"cutoff_layers": 28, "compress_ratio": 2, "compress_layers": [24, 40], "prompt": SIMILAR}
-    reranker = Reranker(LIGHT, **options)
-    assert options.items() <= reranker.options().items()
-    copied = pickle.loads(pickle.dumps(reranker))
-    assert copied.options() == reranker.options()
-    np.testing.assert_allclose(copied.score(QUERY, DOCUMENTS), reranker.score(QUERY, DOCUMENTS), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("model", "wrong", "message"),
-    [
-        (MINICPM, {"cutoff_layers": 7}, "8 to 40"),
-        (MINICPM, {"cutoff_layers": 41}, "8 to 40"),
-        (LIGHT, {"cutoff_layers": [43]}, "8 to 42"),
-        (LIGHT, {"cutoff_layers": [8, 28]}, "score_layers"),
-        (LIGHT, {"cutoff_layers": []}, "whole numbers"),
-        (LIGHT, {"cutoff_layers": True}, "whole numbers"),
-        (LIGHT, {"cutoff_layers": "28"}, "whole numbers"),
-        (LIGHT, {"compress_ratio": 3}, "1, 2, 4, 8"),
-        (LIGHT, {"compress_ratio": True}, "1, 2, 4, 8"),
-        (LIGHT, {"compress_ratio": 2, "compress_layers": [0]}, "1 to 41"),
-        (LIGHT, {"compress_ratio": 2, "compress_layers": [42]}, "1 to 41"),
-        (LIGHT, {"compress_layers": [8]}, "compress_ratio"),
-        (LIGHT, {"prompt": 3}, "string"),
-        (LIGHT, {"backend": "torch"}, "'llm'"),
-        (GEMMA, {"backend": "packed"}, "'llm'"),
-        (MINICPM, {"backend": "onnx"}, "'llm'"),
-        (GEMMA, {"cutoff_layers": 8}, "no score heads"),
-        (MINICPM, {"compress_ratio": 2}, "cannot compress"),
-        ("BAAI/bge-reranker-base", {"cutoff_layers": 8}, "no score heads"),
-        ("BAAI/bge-reranker-base", {"compress_ratio": 2}, "cannot compress"),
-        ("BAAI/bge-reranker-base", {"prompt": "Is it?"}, "prompt"),
-        ("BAAI/bge-reranker-base", {"backend": "llm"}, "LLM rerankers only"),
-        ("BAAI/bge-small-en-v1.5", {"cutoff_layers": 8}, "no score heads"),
-        ("BAAI/bge-small-en-v1.5", {"prompt": "Is it?"}, "prompt"),
-    ],
-)
-def test_what_a_model_does_not_have_is_refused_before_anything_is_loaded(model, wrong, message, fresh_store):
-    with pytest.raises(bge_runtime.ConfigurationError, match=message):
-        Reranker(model, **wrong)
-    assert bge_runtime.loaded_models() == []
-
-
-@pytest.mark.parametrize("layers", [[7], [8, 99], [], "8", [True], 8])
-def test_layers_without_a_head_are_refused(hub_cache, layers):
-    with pytest.raises(bge_runtime.ConfigurationError):
-        Reranker(MINICPM).score_layers(QUERY, DOCUMENTS, layers=layers)
-    with pytest.raises(bge_runtime.ConfigurationError, match="no score heads"):
-        Reranker("BAAI/bge-reranker-base").score_layers(QUERY, DOCUMENTS)
 
 
 def test_weights_that_are_missing_are_not_invented(tmp_path):

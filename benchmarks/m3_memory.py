@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def make_pairs(count: int, text: str) -> list[tuple[str, str]]:
     """Return pairs of texts that the small vocabulary reads word by word, all distinct.
 
-    In Chinese a token is one character, the fewest that there are: estimates from the length of a text are lowest.
+    In Chinese a token is one character, so that estimates of tokens from the length of a text are at their lowest.
     """
     from tests.tiny_tokenizers import CHINESE, FULL_WIDTH, vocabulary
 

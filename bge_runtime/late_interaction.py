@@ -32,7 +32,7 @@ __all__ = ["Comparison", "comparison_of", "document_vectors", "late_scores", "qu
 Weights = tuple[float, float, float]
 NOTHING = TextOutputs(np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
 
-# Documents whose token vectors are held at a time, and their numbers (256 MB).
+# Documents whose token vectors are held at a time, and their numbers: 256 MB, or 512 MB of one character per token.
 TOKEN_WINDOW = 256
 WINDOW_VALUES = 64_000_000
 LARGE_DIMENSION = 1024
@@ -173,6 +173,7 @@ def late_scores(
             for index in places[document]:
                 (value,) = query_values[pairs[index][0]]
                 scores[index] = max(comparison.score(value, passage) for passage in passages)
+        found.clear()  # or two windows would be held while the next one is read
         on_progress(len(window))
     return scores, cut, len(queries) + len(documents)
 
@@ -219,6 +220,7 @@ def document_vectors(
         cut += more
         for text, passages in found.items():
             keep(text, [comparison.vectors(value) for value in passages])
+        found.clear()
         on_progress(len(window))
     return cut
 

@@ -64,6 +64,7 @@ def run(steps: Steps[T]) -> T:
         value: Any = None
         while True:
             wanted = steps.send(value)
+            value = None  # what the body has let go of need not live on here until the next value comes
             value = _wait(wanted) if isinstance(wanted, Future) else wanted()
     except StopIteration as stop:
         result: T = stop.value
@@ -85,6 +86,7 @@ async def arun(steps: Steps[T], pool: PreparePool) -> T:
     value: Any = None
     while True:
         advance = pool.submit(_advance, steps, value)
+        value = None  # as in `run`
         try:
             wanted, result = await asyncio.wrap_future(advance)
         except asyncio.CancelledError:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import shutil
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
 import bge_runtime
+from bge_runtime import late_interaction
 from tests.runtime import references
 
 M3 = "BAAI/bge-m3"
@@ -251,3 +253,27 @@ def test_a_pickle_that_would_run_code_is_not_read(folder, tmp_path):
     (copy / "sparse_linear.pt").write_bytes(stream.getvalue())
     with pytest.raises(bge_runtime.BackendError, match="sparse_linear"):
         bge_runtime.Embedder(copy, base_model=M3).encode_sparse(["panda"])
+
+
+def test_a_window_of_documents_is_let_go_of_before_the_next_is_read(hub_cache, monkeypatch):
+    scored: list[weakref.ref[np.ndarray]] = []
+    alive = []
+    compare, windows = late_interaction.max_similarity, late_interaction._windows
+
+    def watched(query, document):
+        scored.append(weakref.ref(document))
+        return compare(query, document)
+
+    def counted(*arguments):
+        for window in windows(*arguments):
+            alive.append(sum(reference() is not None for reference in scored))
+            yield window
+
+    monkeypatch.setattr(late_interaction, "TOKEN_WINDOW", 4)
+    monkeypatch.setattr(late_interaction, "max_similarity", watched)
+    monkeypatch.setattr(late_interaction, "_windows", counted)
+    documents = [f"panda {index}" for index in range(12)]
+    bge_runtime.Reranker(M3, mode="hybrid").score(QUERY, documents)
+    assert len(scored) == len(documents)
+    assert len(alive) == 3
+    assert max(alive) <= 1

@@ -57,6 +57,12 @@ WEIGHTS = {"card": (0.4, 0.2, 0.4), "default": None}
 # Texts are read whole, those of pairs are cut: both are compared.
 M3_LENGTH, M3_PAIR_LENGTH = 8192, 128
 
+# Where a model's own limit is higher, so that long texts and pairs are cut on both sides.
+CUT = {"max_length": 512}
+CUT_TEXTS = {"query_max_length": 512, "passage_max_length": 512}
+WHOLE_TEXTS = {"query_max_length": 4096, "passage_max_length": 4096}
+# Without special tokens, see `Case.our_space`.
+PLAIN = tuple(text for text in TEXTS if "</s>" not in text)
 # From the model cards, not from our own table.
 ENGLISH = "Represent this sentence for searching relevant passages: "
 CHINESE = "为这个句子生成表示以用于检索相关文章："
@@ -64,6 +70,16 @@ LLM_EMBEDDER = {
     "query_instruction_for_retrieval": "Represent this query for retrieving relevant documents: ",
     "passage_instruction_for_retrieval": "Represent this document for retrieval: ",
 }
+WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query."
+INSTRUCT = {
+    "query_instruction_for_retrieval": WEB_SEARCH,
+    "query_instruction_format": "<instruct>{}\n<query>{}",
+}
+EXAMPLES = (
+    ("Given a web search query, retrieve relevant passages.", "what is a panda", "A panda is a bear."),
+    ("Given a question in text, retrieve SQL queries.", "how many pandas", "SELECT COUNT(*) FROM pandas"),
+)
+SHOWN = [{"instruct": task, "query": query, "response": response} for task, query, response in EXAMPLES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +92,10 @@ class Case:
         theirs: Class of FlagEmbedding.
         their_options: Arguments of its constructor, beside float32 on the processor.
         our_options: Arguments of `Embedder` or `Reranker`.
+        our_space: Whether queries get a space in front on our side. FlagICLModel encodes each query, decodes it and
+            encodes it again, which puts a space behind `<instruct>` and `<query>`; neither sentence-transformers
+            nor this project does.
+        texts: What is embedded.
         variant: Tells cases of one model apart.
     """
 
@@ -84,6 +104,8 @@ class Case:
     theirs: str
     their_options: Mapping[str, Any] = field(default_factory=dict)
     our_options: Mapping[str, Any] = field(default_factory=dict)
+    our_space: bool = False
+    texts: tuple[str, ...] = TEXTS
     variant: str = ""
 
     @property
@@ -115,6 +137,55 @@ CASES = (
         their_options={"max_length": 1024},
         our_options={"max_length": 1024},
     ),
+    Case(
+        model="BAAI/bge-multilingual-gemma2",
+        kind="embedder",
+        theirs="FlagLLMModel",
+        their_options={**INSTRUCT, **CUT_TEXTS},
+        our_options=CUT,
+    ),
+    Case(
+        model="BAAI/bge-en-icl",
+        kind="embedder",
+        theirs="FlagICLModel",
+        their_options={**INSTRUCT, **WHOLE_TEXTS},
+        our_options={"query_instruction": f" {WEB_SEARCH}"},
+        our_space=True,
+        texts=PLAIN,
+    ),
+    Case(
+        model="BAAI/bge-en-icl",
+        kind="embedder",
+        theirs="FlagICLModel",
+        their_options={**INSTRUCT, **WHOLE_TEXTS, "examples_for_task": SHOWN},
+        our_options={"query_instruction": f" {WEB_SEARCH}", "examples": SHOWN},
+        our_space=True,
+        texts=PLAIN,
+        variant="examples",
+    ),
+    Case(model="BAAI/bge-reranker-v2-gemma", kind="reranker", theirs="FlagLLMReranker", our_options=CUT),
+    Case(
+        model="BAAI/bge-reranker-v2-minicpm-layerwise",
+        kind="reranker",
+        theirs="LayerWiseFlagLLMReranker",
+        their_options={"cutoff_layers": [28]},
+        our_options={**CUT, "cutoff_layers": 28},
+    ),
+    Case(
+        model="BAAI/bge-reranker-v2.5-gemma2-lightweight",
+        kind="reranker",
+        theirs="LightWeightFlagLLMReranker",
+        their_options={"cutoff_layers": [28]},
+        our_options={**CUT, "cutoff_layers": 28},
+    ),
+    Case(
+        model="BAAI/bge-reranker-v2.5-gemma2-lightweight",
+        kind="reranker",
+        theirs="LightWeightFlagLLMReranker",
+        their_options={"cutoff_layers": [40], "compress_ratio": 2, "compress_layers": [24, 40], "batch_size": 1},
+        our_options={**CUT, "cutoff_layers": 40, "compress_ratio": 2, "compress_layers": [24, 40]},
+        variant="compressed",
+    ),
 )
 BY_LABEL = {case.label: case for case in CASES}
 
@@ -125,7 +196,7 @@ def request_of(case: Case, folder: str = "") -> dict[str, Any]:
         "kind": case.kind,
         "class": case.theirs,
         "options": dict(case.their_options),
-        "texts": list(TEXTS),
+        "texts": list(case.texts),
         "pairs": [list(pair) for pair in PAIRS],
         "weights": {name: weights and list(weights) for name, weights in WEIGHTS.items()},
         "text_length": M3_LENGTH,

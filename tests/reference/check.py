@@ -59,7 +59,7 @@ def ask_flagembedding(python: Path, place: Path, folders: dict[str, Path]) -> di
     request, result = place / "request.json", place / "result.json"
     questions = [request_of(BY_LABEL[label], str(folder)) for label, folder in folders.items()]
     request.write_text(json.dumps(questions), encoding="utf-8")
-    quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     subprocess.run([python, HERE / "compute.py", request, result], check=True, env=quiet)
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return found
@@ -86,12 +86,12 @@ def compare(cases: Sequence[Case], answers: dict[str, Any]) -> int:
     from tests.reference.ours import answer, differences
 
     failures = 0
-    print(f"\n{'model':28} {'kind':36} {'count':>5}  {'largest difference':>18}  ok")
+    print(f"\n{'model':46} {'kind':36} {'count':>5}  {'largest difference':>18}  ok")
     for case in cases:
         for name, count, difference in differences(answer(case), answers[case.label]):
             fine = difference <= TOLERANCE
             failures += not fine
-            print(f"{case.label:28} {name:36} {count:5}  {difference:18.1e}  {'yes' if fine else 'NO'}", flush=True)
+            print(f"{case.label:46} {name:36} {count:5}  {difference:18.1e}  {'yes' if fine else 'NO'}", flush=True)
     print(f"\n{failures} of the results are more than {TOLERANCE:g} apart." if failures else "\nAll agree.")
     return int(bool(failures))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bge_runtime import Embedder, Reranker
-from tests.reference.cases import M3_LENGTH, M3_PAIR_LENGTH, PAIRS, TEXTS, WEIGHTS, Case
+from tests.reference.cases import M3_LENGTH, M3_PAIR_LENGTH, PAIRS, WEIGHTS, Case
 
 __all__ = ["answer", "differences", "extract", "fingerprint"]
 
@@ -74,7 +74,7 @@ def fingerprint(folder: Path) -> dict[str, float]:
 
 
 def _m3(case: Case) -> dict[str, Any]:
-    found = Embedder(case.model, max_length=M3_LENGTH, truncation="silent").encode_all(TEXTS)
+    found = Embedder(case.model, max_length=M3_LENGTH, truncation="silent").encode_all(case.texts)
     assert found.dense is not None
     assert found.sparse is not None
     assert found.multi_vector is not None
@@ -103,9 +103,10 @@ def _m3_scores(case: Case, **options: Any) -> list[float]:
 
 def _embedder(case: Case) -> dict[str, Any]:
     embedder = Embedder(case.model, truncation="silent", **case.our_options)
+    queries = [f" {text}" if case.our_space and text else text for text in case.texts]
     return {
-        "queries": embedder.encode_queries(TEXTS).tolist(),
-        "documents": embedder.encode_documents(TEXTS).tolist(),
+        "queries": embedder.encode_queries(queries).tolist(),
+        "documents": embedder.encode_documents(case.texts).tolist(),
     }
 
 

@@ -17,7 +17,7 @@ RESUME ?=
 WRITE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs extras migration-check reference-check milvus-check published bench tables
+.PHONY: help setup demo test test-slow check docs extras migration-check reference-check milvus-check published bench tables
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,8 +36,11 @@ $(STAMP): pyproject.toml
 demo: setup ## Three questions answered through LangChain and LlamaIndex, offline
 	$(BIN)/python examples/01_quickstart.py
 
-test: setup ## Run the tests (no network)
-	$(BIN)/python -m pytest -m "not hub"
+test: setup ## Run the tests (no network), but for the slow ones
+	$(BIN)/python -m pytest -m "not hub and not slow"
+
+test-slow: setup ## Run the slow tests: many processes, long soaks
+	$(BIN)/python -m pytest -m "not hub and slow"
 
 check: setup ## Lint, format, types and import rules
 	$(BIN)/ruff check .

@@ -56,18 +56,17 @@ CLIP_CHECKED = (
 )
 # Each of these was compared on five pairs, with and without truncation and with other prompts.
 YES_LOGIT_CHECKED = (
-    "seeded 18-layer checkpoint: scores within 3e-5 of FlagEmbedding 1.4.0 on transformers 4.46.0 (CPU, float32); "
+    "seeded 18-layer checkpoint: scores within 3e-5 of FlagEmbedding 1.4.0 on transformers 4.46.0; "
     "the published weights were not run"
 )
 MINICPM_CHECKED = (
     "seeded 40-layer checkpoint: scores at layers 8, 28 and 40 within 6e-6 of FlagEmbedding 1.4.0 with the authors' "
-    "modeling_minicpm_reranker.py on transformers 4.46.0 (CPU, float32); the published weights were not run"
+    "modeling_minicpm_reranker.py on transformers 4.46.0; the published weights were not run"
 )
 LIGHTWEIGHT_CHECKED = (
     "seeded 42-layer checkpoint: scores at layers 8, 28 and 42 and with compress_ratio 2, 4 and 8 within 4e-6 of "
-    "FlagEmbedding 1.4.0 with the authors' gemma_model.py on transformers 4.46.0 (CPU, float32); as that code does by "
-    "default, attention logits are not capped and a single layer is read by the first head; the published weights "
-    "were not run"
+    "FlagEmbedding 1.4.0 with the authors' gemma_model.py on transformers 4.46.0; as there, attention logits are not "
+    "capped and the first head reads a single layer; the published weights were not run"
 )
 BACKBONE = "this is a pre-training backbone; its authors do not publish it for embedding"
 
@@ -75,7 +74,7 @@ BACKBONE = "this is a pre-training backbone; its authors do not publish it for e
 SEEDED_VECTORS = "vectors of a small seeded checkpoint equal plain transformers to 1e-5"
 SEEDED_HEADS = (
     "dense, sparse and multi-vector outputs and scores of a small seeded checkpoint equal plain transformers, and "
-    "FlagEmbedding 1.4, to 1e-4"
+    "FlagEmbedding 1.3.5, to 1e-4"
 )
 SEEDED_LOGITS = "logits of a small seeded checkpoint equal plain transformers to 1e-5"
 

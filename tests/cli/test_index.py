@@ -243,6 +243,7 @@ def count(cache, query):
         database.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 @pytest.mark.parametrize(("kind", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_process_that_is_stopped_leaves_an_index_to_go_on_with(tmp_path, cache, embedder, kind, status):
@@ -266,6 +267,7 @@ def test_a_process_that_is_stopped_leaves_an_index_to_go_on_with(tmp_path, cache
     assert (result.embedded, result.texts) == (left, 100)
 
 
+@pytest.mark.slow
 def test_two_processes_share_an_index(library, cache):
     write_notes(library, 200)
     command = [sys.executable, "-m", "bge_runtime.cli", "search", str(library), QUESTION, "--fetch-k", "5"]

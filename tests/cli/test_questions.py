@@ -80,6 +80,7 @@ def test_eight_of_ten_questions_find_their_section_first(misses):
     assert len(missed) <= 2, missed
 
 
+@pytest.mark.slow
 def test_the_tuning_questions_do_not_get_worse(misses):
     missed = misses(TUNING)
 

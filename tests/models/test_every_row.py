@@ -6,6 +6,8 @@ The weights are small and seeded; architecture, files, tokenizer and vector widt
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,9 +38,10 @@ def rows(kind: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture
-def loaded(hub_cache: Path, fresh_store: None, row: bge_runtime.ModelSpec) -> None:
-    """The hub cache holds a checkpoint of the row."""
-    if row.id in SEEDED or (hub_cache / f"models--{row.id.replace('/', '--')}").exists():
+def loaded(hub_cache: Path, fresh_store: None, row: bge_runtime.ModelSpec) -> Iterator[None]:
+    """The hub cache holds a checkpoint of the row, as long as the test runs."""
+    if row.id in SEEDED:
+        yield
         return
     bert = row.architecture == "bert"
     checkpoint = Checkpoint(
@@ -52,7 +55,9 @@ def loaded(hub_cache: Path, fresh_store: None, row: bge_runtime.ModelSpec) -> No
         head=int(row.kind == "reranker"),
         modules=row.kind == "embedder",
     )
-    place_in_hub_cache(hub_cache, row.id, files_of(checkpoint))
+    snapshot = place_in_hub_cache(hub_cache, row.id, files_of(checkpoint))
+    yield
+    shutil.rmtree(snapshot.parents[1])
 
 
 def distance(left: np.ndarray, right: np.ndarray) -> float:

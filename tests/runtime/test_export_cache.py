@@ -85,6 +85,7 @@ def test_a_warm_cache_starts_without_torch_and_gives_the_same(name, folder, prec
     np.testing.assert_array_equal(*outputs)
 
 
+@pytest.mark.slow
 def test_two_processes_that_export_at_once_leave_one_good_entry(name, folder, tmp_path, exports):
     processes = [start(name, folder, "float32", tmp_path / f"{turn}.npy") for turn in range(2)]
     for process in processes:

@@ -98,6 +98,7 @@ def test_int8_without_its_kernels_is_refused_with_what_to_use(missing, monkeypat
         bge_runtime.Embedder(backend="packed", precision="int8").warm_up()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_memory_does_not_grow_with_the_variety_of_shapes(precision, hub_cache):

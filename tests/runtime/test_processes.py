@@ -109,6 +109,7 @@ def test_a_forked_child_computes_the_same_vectors_while_the_parent_is_busy(hub_c
     run_script(tmp_path, FORK.replace("{options}", options), **environment)
 
 
+@pytest.mark.slow
 def test_a_spawned_child_gets_the_configuration_and_loads_for_itself(hub_cache, tmp_path):
     run_script(tmp_path, SPAWN)
 

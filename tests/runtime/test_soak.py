@@ -20,6 +20,8 @@ from bge_runtime import reading
 from bge_runtime.job import Job
 from bge_runtime.loading import STORE
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("BGE_SOAK_SECONDS", "20"))
 CALLERS = 64
 FAULT_SHARE = 0.05

@@ -405,6 +405,7 @@ def test_an_interrupt_during_the_first_load_loses_nothing(hub_cache, fresh_store
 
     def interrupt():
         begun.wait(10)
+        time.sleep(0.3)  # a signal that comes just before the wait would be seen after it only
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     monkeypatch.setattr(loading, "read_backend", slow)

@@ -71,7 +71,7 @@ def start(name, folder, precision, result):
     )
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_warm_cache_starts_without_torch_and_gives_the_same(name, folder, precision, tmp_path):
     outputs, imported = [], []
     for turn in range(2):

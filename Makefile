@@ -8,30 +8,40 @@ PEERS := .benchmarks/venvs
 MIGRATION := .migration
 REFERENCE := .reference
 MILVUS := .milvus
+LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate \
+	--override locks/without-torch.txt $(if $(UPGRADE),--upgrade) pyproject.toml
+SETUP_EXTRAS := langchain llamaindex offline onnx openvino pdf eval telemetry
 INCUMBENTS := langchain-huggingface llama-index sentence-transformers
 LIBRARIES ?= $(basename $(notdir $(wildcard benchmarks/requirements/*.txt)))
 WORKLOADS ?=
 ROUNDS ?=
 SCALE ?=
+UPGRADE ?=
 RESUME ?=
 WRITE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check docs extras migration-check reference-check milvus-check published bench tables
+.PHONY: help setup lock demo test test-slow check docs extras migration-check reference-check milvus-check published bench tables
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: $(STAMP) ## Build .venv with everything that the other targets need
 
-# torch goes first: TORCH and pip's own settings then decide between the CPU and the CUDA build.
-$(STAMP): pyproject.toml
+# The lock holds every version and its hashes, but torch: TORCH and pip's own settings choose its build.
+$(STAMP): pyproject.toml locks/setup.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement locks/setup.txt
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[langchain,llamaindex,offline,onnx,openvino,pdf,eval,telemetry]" --group dev
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	@touch $(STAMP)
+
+# Two files that agree: what `make setup` installs, and what all extras may need. UPGRADE=1 takes the newest versions.
+lock: setup ## Renew the locks after a change of pyproject.toml; UPGRADE=1 takes the newest versions
+	$(LOCK) --all-extras --group dev --output-file locks/extras.txt
+	$(LOCK) $(SETUP_EXTRAS:%=--extra %) --group dev --constraint locks/extras.txt --output-file locks/setup.txt
 
 demo: setup ## Three questions answered through LangChain and LlamaIndex, offline
 	$(BIN)/python examples/01_quickstart.py

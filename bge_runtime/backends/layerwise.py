@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["FAMILIES", "LayerwiseBackend", "load"]
+
+# transformers 5.24 calls it `cache`, and warns of the older name; to be written out when 5.24 is the oldest we take.
+CACHE_ARGUMENT = "cache" if "cache" in signature(create_causal_mask).parameters else "past_key_values"
 
 
 def load(request: LoadRequest, config: dict[str, Any]) -> LayerwiseBackend:
@@ -119,7 +123,7 @@ class LayerwiseBackend(ABC):
             "config": self._model.config,
             "inputs_embeds": states,
             "attention_mask": None,
-            "past_key_values": None,
+            CACHE_ARGUMENT: None,
             "position_ids": positions,
         }
         kinds = set(getattr(self._model.config, "layer_types", None) or ["full_attention"])

@@ -52,6 +52,7 @@ def test_make_has_the_documented_targets() -> None:
     assert make_targets() == {
         "help",
         "setup",
+        "lock",
         "demo",
         "test",
         "test-slow",

@@ -38,9 +38,18 @@ WORDS = (
 
 def build_wheel(folder: Path) -> Path:
     """Build the wheel once."""
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)]
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return next(folder.glob("*.whl"))
+
+
+def write_constraints(folder: Path) -> Path:
+    """Write the versions of the lock, without hashes: as a user's own constraints would stand beside the wheel."""
+    lock = (ROOT / "locks" / "extras.txt").read_text(encoding="utf-8")
+    pinned = [line.removesuffix(" \\") for line in lock.splitlines() if line[:1].isalnum()]
+    file = folder / "constraints.txt"
+    file.write_text("\n".join(pinned), encoding="utf-8")
+    return file
 
 
 def write_tiny_model(folder: Path) -> None:
@@ -71,7 +80,7 @@ def checks(extra: str) -> list[Path]:
     return [CHECKS / f"check_{name}.py" for name in names]
 
 
-def try_extra(extra: str, wheel: Path, torch: str, model: Path) -> None:
+def try_extra(extra: str, wheel: Path, torch: str, model: Path, constraints: Path) -> None:
     """Install one extra in an empty environment and run its check there.
 
     Raises:
@@ -81,7 +90,7 @@ def try_extra(extra: str, wheel: Path, torch: str, model: Path) -> None:
         venv.create(place, with_pip=True)
         python = Path(place) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
         pip = [python, "-m", "pip"]
-        install = [*pip, "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
+        install = [*pip, "install", "--quiet", "--no-compile", "--disable-pip-version-check", "-c", constraints]
         subprocess.run([*install, "--upgrade", "pip"], check=True)
         subprocess.run([*install, torch], check=True)
         subprocess.run([*install, str(wheel) if extra == NONE else f"{wheel}[{extra}]"], check=True)
@@ -106,10 +115,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         wheel = build_wheel(Path(folder))
         write_tiny_model(Path(folder))
+        constraints = write_constraints(Path(folder))
         for extra in options.names or known:
             started = time.monotonic()
             try:
-                try_extra(extra, wheel, options.torch, Path(folder) / "tiny")
+                try_extra(extra, wheel, options.torch, Path(folder) / "tiny", constraints)
             except subprocess.CalledProcessError as error:
                 failed.append(extra)
                 print(f"{extra}: FAILED ({error})", flush=True)

@@ -113,10 +113,13 @@ def test_scaling_by_the_root_of_the_rank_is_peft_s(base, tmp_path):
     np.testing.assert_allclose(found, unit(adapted_states(base, adapter, TEXTS[0])[0]), atol=1e-4)
 
 
-def test_an_adapter_that_sentence_transformers_saved_is_read_too(base, tmp_path):
+def test_an_adapter_that_sentence_transformers_saved_is_read_too(base, tmp_path, monkeypatch):
+    import transformers.integrations.peft
     from peft import LoraConfig
     from sentence_transformers import SentenceTransformer
 
+    # transformers 5.24 asks for a peft that is not published; to go when there is one.
+    monkeypatch.setattr(transformers.integrations.peft, "MIN_PEFT_VERSION", "0.20.0")
     model = SentenceTransformer(str(base), device="cpu")
     model.add_adapter(LoraConfig(target_modules=["query", "value"], init_lora_weights=False))
     model.save_pretrained(str(tmp_path))

@@ -26,20 +26,25 @@ from bge_runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from bge_runtime.binding import OnMismatch, bind_index
-    from bge_runtime.cache import CacheStats, VectorCache
-    from bge_runtime.devices import DeviceChoice, choose_device
-    from bge_runtime.embedder import Embedder
-    from bge_runtime.execution import Execution, choose_execution
-    from bge_runtime.hooks import BatchEvent, ErrorEvent, Hook, LoadEvent, ModelEvent, OutOfMemoryEvent, UnloadEvent
-    from bge_runtime.hub import download, locate
-    from bge_runtime.inputs import check_text, check_texts
-    from bge_runtime.loading import LoadedModelInfo, add_hook, loaded_models, remove_hook, stats, unload_models
-    from bge_runtime.outputs import EncodedTexts, lexical_score
-    from bge_runtime.quantization import quantization_ranges, quantize_embeddings, rescore, search_quantized
-    from bge_runtime.ranking import Ranked, Ranking, order_scores
-    from bge_runtime.reranker import Reranker
-    from bge_runtime.spec import (
+    from bge_runtime.backends.devices import DeviceChoice, choose_device
+    from bge_runtime.backends.execution import Execution, choose_execution
+    from bge_runtime.backends.head_outputs import EncodedTexts, lexical_score
+    from bge_runtime.embedding.embedder import Embedder
+    from bge_runtime.embedding.index_identity import OnMismatch, bind_index
+    from bge_runtime.embedding.vision import VisionEmbedder
+    from bge_runtime.engine.hooks import (
+        BatchEvent,
+        ErrorEvent,
+        Hook,
+        LoadEvent,
+        ModelEvent,
+        OutOfMemoryEvent,
+        UnloadEvent,
+    )
+    from bge_runtime.inputs.checks import check_text, check_texts
+    from bge_runtime.loading.store import LoadedModelInfo, add_hook, loaded_models, remove_hook, stats, unload_models
+    from bge_runtime.models.hub import download, locate
+    from bge_runtime.models.spec import (
         DEFAULT_EMBEDDER,
         DEFAULT_OFFLINE_MODEL,
         DEFAULT_RERANKER,
@@ -49,8 +54,11 @@ if TYPE_CHECKING:
         list_models,
         register_model,
     )
-    from bge_runtime.token_index import TokenHit, TokenIndex
-    from bge_runtime.vision import VisionEmbedder
+    from bge_runtime.reranking.ranking import Ranked, Ranking, order_scores
+    from bge_runtime.reranking.reranker import Reranker
+    from bge_runtime.reranking.token_index import TokenHit, TokenIndex
+    from bge_runtime.vectors.cache import CacheStats, VectorCache
+    from bge_runtime.vectors.quantization import quantization_ranges, quantize_embeddings, rescore, search_quantized
 
 try:
     __version__ = version("bge-integrations")
@@ -58,53 +66,53 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 _HOME = {
-    "BatchEvent": "hooks",
-    "CacheStats": "cache",
-    "DEFAULT_EMBEDDER": "spec",
-    "DEFAULT_OFFLINE_MODEL": "spec",
-    "DEFAULT_RERANKER": "spec",
-    "DEFAULT_SPARSE_EMBEDDER": "spec",
-    "DeviceChoice": "devices",
-    "Embedder": "embedder",
-    "EncodedTexts": "outputs",
-    "ErrorEvent": "hooks",
-    "Execution": "execution",
-    "Hook": "hooks",
-    "LoadEvent": "hooks",
-    "LoadedModelInfo": "loading",
-    "ModelEvent": "hooks",
-    "ModelSpec": "spec",
-    "OnMismatch": "binding",
-    "OutOfMemoryEvent": "hooks",
-    "Ranked": "ranking",
-    "Ranking": "ranking",
-    "Reranker": "reranker",
-    "TokenHit": "token_index",
-    "TokenIndex": "token_index",
-    "UnloadEvent": "hooks",
-    "VectorCache": "cache",
-    "VisionEmbedder": "vision",
-    "add_hook": "loading",
-    "bind_index": "binding",
-    "check_text": "inputs",
-    "check_texts": "inputs",
-    "choose_device": "devices",
-    "choose_execution": "execution",
-    "download": "hub",
-    "get_spec": "spec",
-    "lexical_score": "outputs",
-    "list_models": "spec",
-    "loaded_models": "loading",
-    "locate": "hub",
-    "order_scores": "ranking",
-    "quantization_ranges": "quantization",
-    "quantize_embeddings": "quantization",
-    "register_model": "spec",
-    "remove_hook": "loading",
-    "rescore": "quantization",
-    "search_quantized": "quantization",
-    "stats": "loading",
-    "unload_models": "loading",
+    "BatchEvent": "engine.hooks",
+    "CacheStats": "vectors.cache",
+    "DEFAULT_EMBEDDER": "models.spec",
+    "DEFAULT_OFFLINE_MODEL": "models.spec",
+    "DEFAULT_RERANKER": "models.spec",
+    "DEFAULT_SPARSE_EMBEDDER": "models.spec",
+    "DeviceChoice": "backends.devices",
+    "Embedder": "embedding.embedder",
+    "EncodedTexts": "backends.head_outputs",
+    "ErrorEvent": "engine.hooks",
+    "Execution": "backends.execution",
+    "Hook": "engine.hooks",
+    "LoadEvent": "engine.hooks",
+    "LoadedModelInfo": "loading.store",
+    "ModelEvent": "engine.hooks",
+    "ModelSpec": "models.spec",
+    "OnMismatch": "embedding.index_identity",
+    "OutOfMemoryEvent": "engine.hooks",
+    "Ranked": "reranking.ranking",
+    "Ranking": "reranking.ranking",
+    "Reranker": "reranking.reranker",
+    "TokenHit": "reranking.token_index",
+    "TokenIndex": "reranking.token_index",
+    "UnloadEvent": "engine.hooks",
+    "VectorCache": "vectors.cache",
+    "VisionEmbedder": "embedding.vision",
+    "add_hook": "loading.store",
+    "bind_index": "embedding.index_identity",
+    "check_text": "inputs.checks",
+    "check_texts": "inputs.checks",
+    "choose_device": "backends.devices",
+    "choose_execution": "backends.execution",
+    "download": "models.hub",
+    "get_spec": "models.spec",
+    "lexical_score": "backends.head_outputs",
+    "list_models": "models.spec",
+    "loaded_models": "loading.store",
+    "locate": "models.hub",
+    "order_scores": "reranking.ranking",
+    "quantization_ranges": "vectors.quantization",
+    "quantize_embeddings": "vectors.quantization",
+    "register_model": "models.spec",
+    "remove_hook": "loading.store",
+    "rescore": "vectors.quantization",
+    "search_quantized": "vectors.quantization",
+    "stats": "loading.store",
+    "unload_models": "loading.store",
 }
 
 __all__ = [

@@ -6,9 +6,9 @@ import time
 from importlib.util import find_spec as find_module
 from typing import TYPE_CHECKING
 
+from bge_runtime.engine.hooks import BatchEvent, ErrorEvent, Hook, LoadEvent, ModelEvent, OutOfMemoryEvent, UnloadEvent
 from bge_runtime.errors import ConfigurationError
-from bge_runtime.hooks import BatchEvent, ErrorEvent, Hook, LoadEvent, ModelEvent, OutOfMemoryEvent, UnloadEvent
-from bge_runtime.loading import STORE
+from bge_runtime.loading.store import STORE
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from bge_runtime.backends.base import Backend, LayerScore, LoadRequest, ModelInput, Output
 from bge_runtime.errors import ConfigurationError, UnsupportedModelError
-from bge_runtime.hub import head_files
+from bge_runtime.models.hub import head_files
 
 __all__ = [
     "BACKENDS",
@@ -21,11 +21,11 @@ __all__ = [
 
 # Name -> module that defines `load(request: LoadRequest) -> Backend`.
 BACKENDS = {
-    "packed": "bge_runtime.backends.packed",
+    "packed": "bge_runtime.backends.packed.encoder",
     "torch": "bge_runtime.backends.torch",
-    "onnx": "bge_runtime.backends.onnx",
-    "openvino": "bge_runtime.backends.openvino",
-    "llm": "bge_runtime.backends.llm",
+    "onnx": "bge_runtime.backends.exported.onnx",
+    "openvino": "bge_runtime.backends.exported.openvino",
+    "llm": "bge_runtime.backends.llm.yes_logit",
 }
 # `model_type` -> the same for an architecture with a forward of its own.
 ARCHITECTURES = {"clip": "bge_runtime.backends.clip"}
@@ -55,7 +55,7 @@ def load_backend(name: str, request: LoadRequest) -> Backend:
         )
     backend: Backend = import_module(own or BACKENDS[name]).load(request)
     if request.task == "embed" and head_files(request.folder):
-        from bge_runtime.backends.heads import BackendWithHeads
+        from bge_runtime.backends.m3_heads import BackendWithHeads
 
         return BackendWithHeads(backend, request.folder, request.device)
     return backend

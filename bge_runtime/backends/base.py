@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from bge_runtime.errors import ConfigurationError
-from bge_runtime.tokenizing import Tokenizing
+from bge_runtime.inputs.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
     import numpy as np

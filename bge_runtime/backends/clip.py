@@ -16,11 +16,11 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from bge_runtime.backends.base import LoadRequest, Output
-from bge_runtime.backends.merging import apply_adapter, check_peft
+from bge_runtime.backends.lora import apply_adapter, check_peft
 from bge_runtime.backends.torch import device_errors, no_progress_bars
 from bge_runtime.errors import UnsupportedModelError
-from bge_runtime.images import ImageFormat, ImagePixels
-from bge_runtime.tokenizing import Tokenizing, TokenSequence
+from bge_runtime.inputs.images import ImageFormat, ImagePixels
+from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,9 +15,9 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers.utils import logging as transformers_logging
 
 from bge_runtime.backends.base import LoadRequest, Output, Pooled, without_layers
-from bge_runtime.backends.merging import apply_adapter, check_peft
+from bge_runtime.backends.lora import apply_adapter, check_peft
 from bge_runtime.errors import BackendError, OutOfMemoryError, UnsupportedModelError
-from bge_runtime.tokenizing import Tokenizing, TokenSequence
+from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

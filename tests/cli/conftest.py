@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bge_runtime import DEFAULT_OFFLINE_MODEL, Embedder
-from bge_runtime.cli import app
+from bge_runtime.cli.commands import app
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typer.testing import Result
 
 import bge_runtime
 from bge_runtime import ConfigurationError, InputError
-from bge_runtime.bench import INCUMBENT, compare, read_queries, read_texts
+from bge_runtime.evaluation.bench import INCUMBENT, compare, read_queries, read_texts
 from tests.checkpoints import BY_NAME, write_checkpoint
 
 LINES = ["The heart pumps blood.", "Paris is in France.", "Rain falls from clouds over the sea.", "Bread is baked."]
@@ -115,7 +115,7 @@ def test_nothing_stays_in_memory(minilm: Path) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two modes in place of all."""
-    monkeypatch.setattr("bge_runtime.bench.MODES", (MODES[0], MODES[3]))
+    monkeypatch.setattr("bge_runtime.evaluation.bench.MODES", (MODES[0], MODES[3]))
 
 
 @pytest.mark.usefixtures("quick", "minilm", "fresh_store")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from bge_runtime import ConfigurationError, verification
-from bge_runtime.published import PublishedValue
+from bge_runtime import ConfigurationError
+from bge_runtime.evaluation import verification
+from bge_runtime.evaluation.published import PublishedValue
 from tests.runtime import references
 
 QUERIES = ("What is the weather today?", "How do I turn the query instruction off?")

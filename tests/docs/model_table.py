@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_runtime import ModelSpec, list_models
-from bge_runtime.published import PUBLISHED
+from bge_runtime.evaluation.published import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "models.md"

@@ -13,8 +13,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import bge_runtime
-from bge_runtime import spec
-from bge_runtime.cli import app
+from bge_runtime.cli.commands import app
+from bge_runtime.models import spec
 from tests.docs.pages import PAGES, ROOT, code_blocks, page_name, shell_lines
 from tests.packaging.project import extras, make_targets
 

@@ -50,7 +50,7 @@ def test_adding_a_model_as_described_works(
     (row,) = [block.text for block in code_blocks(page, "python")]
     commands = [line for block in code_blocks(page, "bash") for line in block.text.splitlines()]
     place_in_hub_cache(cache, "example/bge-example-en", checkpoint_files(BY_NAME["BAAI/bge-small-en-v1.5"]))
-    table = folder / "bge_runtime" / "table.py"
+    table = folder / "bge_runtime" / "models" / "table.py"
     before = table.read_text(encoding="utf-8")
     assert before.count(PLACE) == 1
 

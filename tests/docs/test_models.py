@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bge_runtime import ModelSpec, get_spec, list_models
-from bge_runtime.published import PUBLISHED
+from bge_runtime.evaluation.published import PUBLISHED
 from tests.docs import model_table
 from tests.docs.model_table import PAGE, TABLES, row, updated
 

@@ -111,7 +111,7 @@ def test_upserts_embed_only_what_changed() -> None:
 
 
 def test_a_partial_ranking_is_marked_on_copies(monkeypatch: Any) -> None:
-    from bge_runtime.backends.packed import PackedBackend
+    from bge_runtime.backends.packed.encoder import PackedBackend
 
     nodes = [NodeWithScore(node=TextNode(text=f"panda {n}"), score=1 - n / 100) for n in range(64)]
     dumps = [node.model_dump() for node in nodes]

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import bge_runtime
 import langchain_bge
 import llamaindex_bge
-from bge_runtime.cli import app
+from bge_runtime.cli.commands import app
 from tests.checkpoints import BY_NAME, Checkpoint, files_of, place_in_hub_cache
 from tests.clip_checkpoints import CLIP_CHECKPOINTS
 from tests.pictures import picture

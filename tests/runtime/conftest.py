@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from bge_runtime.engine import Engine
+from bge_runtime.engine.engine import Engine
 from tests.runtime.fakes import FakeBackend, engine_over
 
 SCIFACT = Path(__file__).parents[1] / "data" / "scifact_small"

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bge_runtime.counters import Counters
-from bge_runtime.engine import Engine, Job
-from bge_runtime.hooks import Hooks, Place
-from bge_runtime.replica import Replica
-from bge_runtime.tokenizing import TokenSequence
+from bge_runtime.engine.counters import Counters
+from bge_runtime.engine.engine import Engine, Job
+from bge_runtime.engine.hooks import Hooks, Place
+from bge_runtime.engine.replica import Replica
+from bge_runtime.inputs.tokenizing import TokenSequence
 
 __all__ = ["TIMEOUT_S", "FakeBackend", "engine_over", "hold", "job_of", "values"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from bge_runtime.adapters import adapter_digest, check_adapter
+from bge_runtime.models.lora import adapter_digest, check_adapter
 from tests.checkpoints import place_in_hub_cache
 from tests.lora import (
     adapted_answer,
@@ -180,7 +180,7 @@ def test_an_export_of_the_base_model_is_never_served_for_an_adapter(
     for turn in range(2):  # cold, then warm
         bge_runtime.unload_models()
         if turn:
-            monkeypatch.setattr("bge_runtime.backends.merging._merge", None)  # an export needs no peft
+            monkeypatch.setattr("bge_runtime.backends.lora._merge", None)  # an export needs no peft
         for own, wanted in (({}, plain), ({"adapter": adapter}, expected)):
             found = bge_runtime.Embedder(EMBEDDER, backend=backend, **own).encode_documents(TEXTS)
             np.testing.assert_allclose(found, wanted, atol=1e-4)
@@ -351,7 +351,7 @@ def test_an_adapter_of_another_size_is_an_error_that_says_so(hub_cache, tmp_path
 
 
 def test_without_peft_the_extra_is_named_before_the_weights_are_read(adapter, monkeypatch, fresh_store):
-    monkeypatch.setattr("bge_runtime.backends.merging.find_module", lambda name: None)
+    monkeypatch.setattr("bge_runtime.backends.lora.find_module", lambda name: None)
     monkeypatch.setattr("bge_runtime.backends.torch.SentenceTransformer", None)
     with pytest.raises(bge_runtime.ConfigurationError, match=r'pip install "bge-integrations\[lora\]"'):
         bge_runtime.Embedder(EMBEDDER, adapter=adapter).encode_documents(TEXTS)
@@ -360,7 +360,7 @@ def test_without_peft_the_extra_is_named_before_the_weights_are_read(adapter, mo
 def test_applying_an_adapter_leaves_no_trace_of_peft_in_the_model(base, adapter):
     from transformers import AutoModel
 
-    from bge_runtime.backends.merging import apply_adapter
+    from bge_runtime.backends.lora import apply_adapter
 
     model = AutoModel.from_pretrained(base, local_files_only=True)
     names = list(model.state_dict())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bge_runtime import ConfigurationError, OutOfMemoryError, choose_device
-from bge_runtime.devices import Accelerators, check_memory
+from bge_runtime.backends.devices import Accelerators, check_memory
 
 NOTHING = Accelerators()
 METAL = Accelerators(mps=True)

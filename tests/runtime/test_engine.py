@@ -9,10 +9,10 @@ import weakref
 import pytest
 
 from bge_runtime import EngineStoppedError
-from bge_runtime.batching import JobQueue
-from bge_runtime.counters import Counters
-from bge_runtime.engine import Job
-from bge_runtime.tokenizing import TokenSequence
+from bge_runtime.engine.counters import Counters
+from bge_runtime.engine.engine import Job
+from bge_runtime.engine.queue import JobQueue
+from bge_runtime.inputs.tokenizing import TokenSequence
 from tests.runtime.fakes import TIMEOUT_S, FakeBackend, engine_over, hold, job_of, values
 
 
@@ -140,7 +140,7 @@ def test_progress_reports_every_input_once(engine):
 
 
 def test_a_full_queue_makes_callers_wait_and_loses_nothing(engine, fake_backend, monkeypatch):
-    monkeypatch.setattr("bge_runtime.batching.MAX_QUEUED_TOKENS", 150)
+    monkeypatch.setattr("bge_runtime.engine.queue.MAX_QUEUED_TOKENS", 150)
     hold(engine, fake_backend)
     first, second = engine.submit(job_of(1, length=100)), engine.submit(job_of(2, length=100))
     room = engine.room(bulk=False)
@@ -153,7 +153,7 @@ def test_a_full_queue_makes_callers_wait_and_loses_nothing(engine, fake_backend,
 
 
 def test_a_full_bulk_queue_keeps_no_query_waiting(engine, fake_backend, monkeypatch):
-    monkeypatch.setattr("bge_runtime.batching.MAX_QUEUED_TOKENS", 50)
+    monkeypatch.setattr("bge_runtime.engine.queue.MAX_QUEUED_TOKENS", 50)
     hold(engine, fake_backend)
     engine.submit(job_of(1, length=100, bulk=True))
     assert engine.room(bulk=True) is not None
@@ -161,7 +161,7 @@ def test_a_full_bulk_queue_keeps_no_query_waiting(engine, fake_backend, monkeypa
 
 
 def test_closing_wakes_those_who_wait_for_room(engine, fake_backend, monkeypatch):
-    monkeypatch.setattr("bge_runtime.batching.MAX_QUEUED_TOKENS", 50)
+    monkeypatch.setattr("bge_runtime.engine.queue.MAX_QUEUED_TOKENS", 50)
     hold(engine, fake_backend)
     engine.submit(job_of(1, length=100))
     room = engine.room(bulk=False)
@@ -242,7 +242,7 @@ def test_an_empty_job_is_done_at_once(engine, fake_backend):
 
 def test_while_queries_come_an_ingestion_works_in_small_bites(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("bge_runtime.batching.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("bge_runtime.engine.queue.time.monotonic", lambda: now[0])
     queue = JobQueue()
     queue.add(job_of(*range(100), batch_tokens=32, bulk=True))
     assert len(queue.take_batch(pads=False, most_tokens=None)) == 32

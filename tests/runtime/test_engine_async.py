@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from bge_runtime.loading import STORE
-from bge_runtime.steps import PREPARE_THREADS, PreparePool
+from bge_runtime.engine.flow import PREPARE_THREADS, PreparePool
+from bge_runtime.loading.store import STORE
 from tests.runtime.fakes import TIMEOUT_S
 
 LONG = [f"the dog slept in the garden {number}" for number in range(50)]
@@ -43,8 +43,8 @@ def worker(embedder):
 
 
 async def test_ingestions_that_wait_for_room_keep_no_query_waiting(embedder, worker, monkeypatch):
-    monkeypatch.setattr("bge_runtime.batching.MAX_QUEUED_TOKENS", 100)
-    monkeypatch.setattr("bge_runtime.model.WINDOW", 10)
+    monkeypatch.setattr("bge_runtime.engine.queue.MAX_QUEUED_TOKENS", 100)
+    monkeypatch.setattr("bge_runtime.loading.model.WINDOW", 10)
     ingestions = [asyncio.create_task(embedder.aencode_documents(LONG)) for _ in range(4 * PREPARE_THREADS)]
     (model,) = STORE._models.values()
     while len(model.engine._queue._bulk.outside) < PREPARE_THREADS:
@@ -63,7 +63,7 @@ async def test_ingestions_that_wait_for_room_keep_no_query_waiting(embedder, wor
 
 
 async def test_a_cancelled_wait_for_room_leaves_nothing_behind(embedder, worker, monkeypatch):
-    monkeypatch.setattr("bge_runtime.batching.MAX_QUEUED_TOKENS", 1)
+    monkeypatch.setattr("bge_runtime.engine.queue.MAX_QUEUED_TOKENS", 1)
     first = asyncio.create_task(embedder.aencode_documents(LONG[:2]))
     assert await asyncio.to_thread(worker.started.wait, TIMEOUT_S)
     second = asyncio.create_task(embedder.aencode_documents(LONG[2:4]))

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from bge_runtime import BackendError, EngineStoppedError, OutOfMemoryError
-from bge_runtime.counters import Counters
+from bge_runtime.engine.counters import Counters
 from tests.contracts.concurrency import in_threads
 from tests.runtime.fakes import TIMEOUT_S, FakeBackend, engine_over, job_of, values
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 import bge_runtime
-from bge_runtime.devices import Accelerators
-from bge_runtime.execution import choose_execution
+from bge_runtime.backends.devices import Accelerators
+from bge_runtime.backends.execution import choose_execution
 
 NOTHING = Accelerators()
 GPU = Accelerators(cuda=((8, 0), (7, 0)))

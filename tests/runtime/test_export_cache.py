@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bge_runtime.backends import LoadRequest, load_backend
-from bge_runtime.backends.cache import cache_folder, read_entry, write_entry
+from bge_runtime.backends.exported.cache import cache_folder, read_entry, write_entry
 from bge_runtime.errors import ConfigurationError
 from tests.checkpoint_files import Checkpoint
 from tests.checkpoints import write_checkpoint
@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_nothing_behind(name, folder, exports, monkeypatch, c
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bge_runtime.backends.cache._digest", full)
+    monkeypatch.setattr("bge_runtime.backends.exported.cache._digest", full)
     with caplog.at_level(logging.WARNING, "bge_runtime"):
         assert vectors(load(name, folder)).shape == (2, 64)
     assert "No space left" in caplog.text
@@ -180,7 +180,7 @@ def test_a_missing_package_is_named_with_its_extra(folder, name, monkeypatch):
     def missing(package):
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr("bge_runtime.backends.export.version", missing)
+    monkeypatch.setattr("bge_runtime.backends.exported.export.version", missing)
     with pytest.raises(ConfigurationError, match=rf'pip install "bge-integrations\[{name}\]"'):
         load(name, folder)
 

@@ -11,10 +11,10 @@ import pytest
 
 from bge_runtime import backends
 from bge_runtime.backends import LoadRequest
-from bge_runtime.backends.onnx_file import ModelWriter
-from bge_runtime.backends.packing import Places, groups, pack
+from bge_runtime.backends.exported.onnx_file import ModelWriter
+from bge_runtime.backends.exported.rectangles import Places, groups, pack
 from bge_runtime.errors import BackendError, ConfigurationError, OutOfMemoryError, UnsupportedModelError
-from bge_runtime.tokenizing import TokenSequence
+from bge_runtime.inputs.tokenizing import TokenSequence
 from tests.checkpoint_files import Checkpoint
 from tests.checkpoints import fine_tuned_folder, two_label_folder, write_checkpoint
 from tests.contracts.concurrency import on_own_thread
@@ -198,7 +198,7 @@ def test_vectors_are_not_to_be_had_from_a_classifier(loaded, name):
 
 def test_a_graph_that_computes_something_else_is_refused(name, tmp_path, monkeypatch):
     module = {"onnx": "onnx_graph", "openvino": "openvino_graph"}[name]
-    norm = f"bge_runtime.backends.{module}._Graph._norm"
+    norm = f"bge_runtime.backends.exported.{module}._Graph._norm"
     monkeypatch.setattr(norm, lambda self, states, *rest: states)
     with pytest.raises(BackendError, match="differs from the model"):
         load_backend(name, request_of(fine_tuned_folder(tmp_path, seed=41)))
@@ -206,7 +206,7 @@ def test_a_graph_that_computes_something_else_is_refused(name, tmp_path, monkeyp
 
 def test_a_forked_child_gets_an_error_and_does_not_hang(loaded, name, monkeypatch):
     backend = loaded("bert", name)
-    monkeypatch.setattr("bge_runtime.backends.exported.os.getpid", lambda: -1)
+    monkeypatch.setattr("bge_runtime.backends.exported.session.os.getpid", lambda: -1)
     with pytest.raises(BackendError, match="spawn"):
         backend.forward(sequences((3,)), "cls")
 

@@ -24,7 +24,8 @@ def inject(backend, monkeypatch):
     """Replace the computation of a batch by `fault(batch, compute)`."""
 
     def replace(fault):
-        from bge_runtime.backends import packed, torch
+        from bge_runtime.backends import torch
+        from bge_runtime.backends.packed import encoder as packed
 
         owner = {"packed": packed.PackedBackend, "torch": torch.TorchBackend}[backend]
         original = owner._run
@@ -155,7 +156,7 @@ async def test_a_timeout_ends_the_callers_wait(embedder, inject):
 
 
 async def test_unloading_while_async_calls_queue_is_an_error_of_ours(embedder):
-    from bge_runtime.loading import STORE
+    from bge_runtime.loading.store import STORE
 
     embedder.warm_up()
     release = threading.Event()

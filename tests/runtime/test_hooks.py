@@ -8,8 +8,8 @@ import pytest
 
 import bge_runtime
 from bge_runtime import BGEError, ConfigurationError, OutOfMemoryError
-from bge_runtime.hooks import Hooks, Place, UnloadEvent
-from bge_runtime.loading import STORE
+from bge_runtime.engine.hooks import Hooks, Place, UnloadEvent
+from bge_runtime.loading.store import STORE
 from tests.runtime.fakes import engine_over, hold, job_of, values
 
 TEXT = "the secret of the red house"

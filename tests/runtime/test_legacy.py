@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bge_runtime import Embedder, get_spec
-from bge_runtime.instructions import resolve_instructions
+from bge_runtime.embedding.instructions import resolve_instructions
 
 QUESTION = "Represent this question for searching relevant passages: "
 ENGLISH = "BAAI/bge-small-en-v1.5"

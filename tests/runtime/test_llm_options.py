@@ -10,9 +10,9 @@ import pytest
 import bge_runtime
 from bge_runtime import Reranker
 from bge_runtime.backends import LayerScore
-from bge_runtime.batching import JobQueue
-from bge_runtime.job import Job
-from bge_runtime.tokenizing import TokenSequence
+from bge_runtime.engine.job import Job
+from bge_runtime.engine.queue import JobQueue
+from bge_runtime.inputs.tokenizing import TokenSequence
 
 GEMMA = "BAAI/bge-reranker-v2-gemma"
 MINICPM = "BAAI/bge-reranker-v2-minicpm-layerwise"

@@ -220,7 +220,7 @@ def test_leaving_the_context_closes(hub_cache, fresh_store):
 
 @pytest.mark.parametrize("backend", ["packed", "torch"])
 def test_unloading_frees_memory_even_while_embedders_live(hub_cache, fresh_store, backend):
-    from bge_runtime.loading import STORE
+    from bge_runtime.loading.store import STORE
 
     embedder = bge_runtime.Embedder(backend=backend).warm_up()
     (loaded,) = STORE._models.values()
@@ -257,7 +257,7 @@ def test_a_call_is_sliced_by_token_budget_and_not_by_tens(hub_cache):
 
 
 def test_weights_too_large_for_memory_are_refused_with_both_figures(hub_cache, fresh_store, monkeypatch):
-    monkeypatch.setattr("bge_runtime.devices._free_bytes", lambda device: 1_000_000)
+    monkeypatch.setattr("bge_runtime.backends.devices._free_bytes", lambda device: 1_000_000)
     with pytest.raises(bge_runtime.OutOfMemoryError, match=r"0\.00 GB free"):
         bge_runtime.Embedder().encode_queries([TEXT])
 
@@ -275,8 +275,8 @@ def test_replicas_share_a_queue_and_give_the_same_vectors(hub_cache, fresh_store
 
 
 def test_replicas_that_would_run_differently_are_refused():
-    from bge_runtime.execution import Execution
-    from bge_runtime.reading import check_alike
+    from bge_runtime.backends.execution import Execution
+    from bge_runtime.loading.weights import check_alike
 
     gpu = Execution(backend="torch", device="cuda:0", precision="float16", reason="")
     cpu = Execution(backend="packed", device="cpu", precision="float32", reason="")
@@ -289,7 +289,7 @@ def test_replicas_that_would_run_differently_are_refused():
 def test_idle_weights_leave_memory_and_come_back_with_the_next_call(
     hub_cache, fresh_store, backend, monkeypatch, request
 ):
-    from bge_runtime import reading
+    from bge_runtime.loading import weights as reading
 
     loaded, load = weakref.WeakSet(), reading.load_backend
 
@@ -318,7 +318,7 @@ def test_weights_that_are_never_used_leave_memory_too(hub_cache, fresh_store):
 
 
 def test_the_most_patient_holder_decides_how_long_idle_weights_stay(hub_cache, fresh_store):
-    from bge_runtime.loading import STORE
+    from bge_runtime.loading.store import STORE
 
     hasty, patient, forever = (bge_runtime.Embedder(keep_alive_s=each).warm_up() for each in (5, 60, None))
     (loaded,) = STORE._models.values()
@@ -362,7 +362,7 @@ def _workers():
 
 def test_weights_are_read_on_a_thread_that_ends_with_it(hub_cache, fresh_store, monkeypatch):
     """A caller's own OpenMP threads beside the worker's would be more than cores: then all of them sleep a lot."""
-    from bge_runtime import loading
+    from bge_runtime.loading import store as loading
 
     threads = []
     read = loading.read_backend
@@ -379,7 +379,7 @@ def test_weights_are_read_on_a_thread_that_ends_with_it(hub_cache, fresh_store, 
 
 
 def test_an_error_of_loading_reaches_the_caller(hub_cache, fresh_store, monkeypatch):
-    from bge_runtime import loading
+    from bge_runtime.loading import store as loading
 
     def fail(*arguments):
         raise bge_runtime.BackendError("injected")
@@ -393,7 +393,7 @@ def test_an_error_of_loading_reaches_the_caller(hub_cache, fresh_store, monkeypa
 
 
 def test_an_interrupt_during_the_first_load_loses_nothing(hub_cache, fresh_store, monkeypatch):
-    from bge_runtime import loading
+    from bge_runtime.loading import store as loading
 
     begun, going_on = threading.Event(), threading.Event()
     read = loading.read_backend

@@ -12,9 +12,9 @@ import pytest
 
 import bge_runtime
 from bge_runtime import ConfigurationError, Reranker
-from bge_runtime.deadline import Deadline
-from bge_runtime.ranking import best_passages
-from bge_runtime.tokenizing import Tokenizing
+from bge_runtime.engine.deadline import Deadline
+from bge_runtime.inputs.tokenizing import Tokenizing
+from bge_runtime.reranking.ranking import best_passages
 from tests.runtime.fakes import TIMEOUT_S
 from tests.tiny_tokenizers import bert_tokenizer
 
@@ -117,7 +117,7 @@ def test_wrong_options_are_refused_before_anything_loads(wrong):
 
 def slowed(monkeypatch, seconds):
     """Let every forward pass of the packed executor take longer."""
-    from bge_runtime.backends.packed import PackedBackend
+    from bge_runtime.backends.packed.encoder import PackedBackend
 
     forward = PackedBackend.forward
 

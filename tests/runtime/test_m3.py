@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bge_runtime
-from bge_runtime import late_interaction
+from bge_runtime.reranking import late_interaction
 from tests.runtime import references
 
 M3 = "BAAI/bge-m3"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from bge_runtime.token_pooling import pool_tokens
+from bge_runtime.vectors.token_pooling import pool_tokens
 
 DATA = Path(__file__).parents[1] / "data" / "scifact_small"
 TOLERANCE = 0.001

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from bge_runtime.instructions import Instructions
+from bge_runtime.embedding.instructions import Instructions
 
 ENGLISH = "Represent this sentence for searching relevant passages: "
 TEXTS = [f"the dog slept in the garden {number}" for number in range(25)]

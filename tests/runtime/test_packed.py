@@ -13,9 +13,9 @@ import torch
 
 import bge_runtime
 from bge_runtime.backends.base import LoadRequest
-from bge_runtime.backends.linear import Linear, rounded
-from bge_runtime.backends.packed import load
-from bge_runtime.tokenizing import TokenSequence
+from bge_runtime.backends.packed.encoder import load
+from bge_runtime.backends.packed.linear import Linear, rounded
+from bge_runtime.inputs.tokenizing import TokenSequence
 from tests.checkpoints import two_label_folder
 from tests.runtime import references
 
@@ -41,7 +41,7 @@ def test_linear_layers_equal_torchs_own(dtype, rows):
 def test_without_onednn_the_layer_still_computes(monkeypatch):
     layer = torch.nn.Linear(16, 16)
     inputs = torch.randn(5, 16)
-    monkeypatch.setattr("bge_runtime.backends.linear.has_onednn", lambda dtype: False)
+    monkeypatch.setattr("bge_runtime.backends.packed.linear.has_onednn", lambda dtype: False)
     with torch.inference_mode():
         torch.testing.assert_close(Linear(layer)(inputs), layer(inputs))
 
@@ -93,7 +93,7 @@ def test_an_architecture_that_the_executor_does_not_know_keeps_the_plain_forward
 
 @pytest.mark.parametrize("missing", ["_has_kernel", "_has_vnni"])
 def test_int8_without_its_kernels_is_refused_with_what_to_use(missing, monkeypatch, hub_cache, fresh_store):
-    monkeypatch.setattr(f"bge_runtime.backends.quantized.{missing}", lambda: False)
+    monkeypatch.setattr(f"bge_runtime.backends.packed.int8.{missing}", lambda: False)
     with pytest.raises(bge_runtime.BGEError, match="Use precision='bfloat16' or 'float32'"):
         bge_runtime.Embedder(backend="packed", precision="int8").warm_up()
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 import bge_runtime
-from bge_runtime.backends.attention import Layout, by_boundaries, by_group, choose_attention, find_varlen
+from bge_runtime.backends.packed.attention import Layout, by_boundaries, by_group, choose_attention, find_varlen
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LENGTHS = [40, 17, 17, 17, 9, 3, 3, 1]
@@ -115,7 +115,9 @@ def test_a_whole_model_computes_the_same_through_a_varlen_function(model, hub_ca
     expected = bge_runtime.Embedder(model, backend="packed").encode_documents(texts)
     bge_runtime.unload_models()
     varlen = Varlen()
-    monkeypatch.setattr("bge_runtime.backends.packed.choose_attention", lambda device, dtype: by_boundaries(varlen))
+    monkeypatch.setattr(
+        "bge_runtime.backends.packed.encoder.choose_attention", lambda device, dtype: by_boundaries(varlen)
+    )
     found = bge_runtime.Embedder(model, backend="packed").encode_documents(texts)
     assert varlen.calls
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import bge_runtime
-from bge_runtime.backends.linear import Linear
-from bge_runtime.backends.quantized import QuantizedLinear, check_int8
+from bge_runtime.backends.packed.int8 import QuantizedLinear, check_int8
+from bge_runtime.backends.packed.linear import Linear
 from tests.checkpoints import two_label_folder
 
 EXTRACT = "tests/data/scifact_small/corpus.jsonl"

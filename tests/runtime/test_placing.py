@@ -29,13 +29,15 @@ def loads(monkeypatch):
 def accelerate(monkeypatch):
     """Whether accelerate is installed, as the tests say."""
     installed = {"accelerate": True}
-    monkeypatch.setattr("bge_runtime.source.find_module", lambda name: object() if installed.get(name) else None)
+    monkeypatch.setattr(
+        "bge_runtime.loading.source.find_module", lambda name: object() if installed.get(name) else None
+    )
     return installed
 
 
 @pytest.fixture
 def no_memory(monkeypatch):
-    monkeypatch.setattr("bge_runtime.devices._free_bytes", lambda device: 0)
+    monkeypatch.setattr("bge_runtime.backends.devices._free_bytes", lambda device: 0)
 
 
 def test_loading_arguments_reach_transformers(hub_cache, fresh_store, loads):

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 import bge_runtime
-from bge_runtime.published import PUBLISHED
-from bge_runtime.verification import labels
+from bge_runtime.evaluation.published import PUBLISHED
+from bge_runtime.evaluation.verification import labels
 from tests.conftest import USER_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 ASK_HUB = """
 import dataclasses, json
-from bge_runtime.doctor import examine_hub
+from bge_runtime.cli.doctor import examine_hub
 print(json.dumps(dataclasses.asdict(examine_hub())))
 """
 NAMES = [f"{value.model}: {value.title}" for value in PUBLISHED]
@@ -97,7 +97,7 @@ def verified(hub):
         if needed > there:
             pytest.skip(f"{model} needs {needed / 1e9:.0f} GB of memory in float32, this machine has {there / 1e9:.0f}")
         if model not in known:
-            done = run("-m", "bge_runtime.cli", "doctor", "--verify", model, "--json")
+            done = run("-m", "bge_runtime.cli.commands", "doctor", "--verify", model, "--json")
             assert done.returncode in (0, 1), done.stderr
             known[model] = json.loads(done.stdout)["checks"]
         return known[model]

@@ -148,8 +148,8 @@ def test_a_corpus_of_more_blocks_and_queries_of_more_groups_give_the_same(vector
         corpus = quantize_embeddings(vectors, precision, ranges=ranges)
         whole = search_quantized(vectors[:50], corpus, ranges=ranges)
         with monkeypatch.context() as patch:
-            patch.setattr("bge_runtime.quantization.BLOCK", 70)
-            patch.setattr("bge_runtime.quantization.GROUP", 7)
+            patch.setattr("bge_runtime.vectors.quantization.BLOCK", 70)
+            patch.setattr("bge_runtime.vectors.quantization.GROUP", 7)
             parts = search_quantized(vectors[:50], corpus, ranges=ranges)
         np.testing.assert_array_equal(whole[0], parts[0])
         np.testing.assert_allclose(whole[1], parts[1], atol=1e-4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bge_runtime import ConfigurationError, order_scores
-from bge_runtime.ranking import sigmoid
+from bge_runtime.reranking.ranking import sigmoid
 
 NAN = float("nan")
 

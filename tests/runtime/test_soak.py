@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from bge_runtime import reading
-from bge_runtime.job import Job
-from bge_runtime.loading import STORE
+from bge_runtime.engine.job import Job
+from bge_runtime.loading import weights as reading
+from bge_runtime.loading.store import STORE
 
 pytestmark = pytest.mark.slow
 
@@ -205,7 +205,7 @@ def futures(monkeypatch):
             super().__init__(*arguments, **options)
             futures.append(self.future)
 
-    monkeypatch.setattr("bge_runtime.model.Job", Watched)
+    monkeypatch.setattr("bge_runtime.loading.model.Job", Watched)
     return futures
 
 

@@ -7,7 +7,7 @@ import threading
 import weakref
 from concurrent.futures import Future
 
-from bge_runtime.steps import PreparePool, arun, run
+from bge_runtime.engine.flow import PreparePool, arun, run
 
 
 class Rows:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from bge_runtime import Embedder, Reranker, TokenHit, TokenIndex, VectorCache, token_blocks
+from bge_runtime import Embedder, Reranker, TokenHit, TokenIndex, VectorCache
+from bge_runtime.vectors import token_blocks
 from tests.runtime import references
 
 MODEL = "BAAI/bge-small-en-v1.5"

@@ -7,7 +7,7 @@ import pytest
 
 import bge_runtime
 from bge_runtime import Reranker, VectorCache
-from bge_runtime.token_pooling import BLOCK_TOKENS, pool_tokens
+from bge_runtime.vectors.token_pooling import BLOCK_TOKENS, pool_tokens
 from tests.runtime import references
 
 MODEL = "BAAI/bge-small-en-v1.5"
@@ -68,7 +68,7 @@ def test_equal_vectors_become_one_and_opposite_ones_no_nan():
 
 
 def test_long_texts_are_clustered_in_parts(monkeypatch):
-    monkeypatch.setattr("bge_runtime.token_pooling.BLOCK_TOKENS", 20)
+    monkeypatch.setattr("bge_runtime.vectors.token_pooling.BLOCK_TOKENS", 20)
     vectors = unit_vectors(50)
     parts = np.array_split(vectors, 3)
     expected = np.concatenate([ward(part, -(-len(part) // 2)) for part in parts])

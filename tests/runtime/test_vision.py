@@ -13,7 +13,8 @@ import torch
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 import bge_runtime
-from bge_runtime import Embedder, Reranker, VisionEmbedder, vision
+from bge_runtime import Embedder, Reranker, VisionEmbedder
+from bge_runtime.embedding import vision
 from tests.checkpoints import write_files
 from tests.clip_checkpoints import CLIP_CHECKPOINTS, clip_files
 from tests.pictures import file_of, picture

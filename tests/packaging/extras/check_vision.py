@@ -4,7 +4,7 @@ import io
 
 from PIL import Image
 
-from bge_runtime.images import ImageFormat, check_images
+from bge_runtime.inputs.images import ImageFormat, check_images
 
 FORM = ImageFormat(
     edge=224, height=224, width=224, resample=3, factor=1 / 255, mean=(0.5,) * 3, std=(0.5,) * 3, tokens=197

@@ -1,0 +1,145 @@
+"""Which backend executes a model, on which device and in which precision, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec as find_module
+
+from bge_runtime.backends import check_backend_name
+from bge_runtime.backends.devices import Accelerators, check_device_name, check_precision, choose_device
+from bge_runtime.errors import ConfigurationError
+
+__all__ = ["Execution", "check_backend_runs", "choose_execution"]
+
+# Architectures that the packed, onnx and openvino backends compute themselves.
+ENCODERS = ("bert", "xlm-roberta", "roberta")
+# Kinds of score that the llm backend computes, and no other.
+LLM_SCORES = ("yes_logit", "layerwise")
+# Backend -> precisions that it computes in, on a CPU and on a GPU.
+CPU_PRECISIONS = {
+    "packed": ("float32", "bfloat16", "float16", "int8"),
+    "torch": ("float32", "bfloat16", "float16"),
+    "onnx": ("float32", "int8"),
+    "openvino": ("float32", "bfloat16", "int8"),
+    "llm": ("float32", "bfloat16", "float16"),
+}
+GPU_PRECISIONS = dict.fromkeys(("packed", "torch", "llm"), ("float16", "bfloat16", "float32"))
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """How a model runs.
+
+    Attributes:
+        backend: Way of executing: `packed`, `torch`, `onnx`, `openvino`, `llm`.
+        device: Device name.
+        precision: Number format of the computation.
+        reason: Why these, in words.
+    """
+
+    backend: str
+    device: str
+    precision: str
+    reason: str
+
+
+def choose_execution(
+    device: str | None = None,
+    precision: str | None = None,
+    backend: str = "auto",
+    *,
+    architecture: str = "bert",
+    score: str | None = None,
+    accelerators: Accelerators | None = None,
+    installed: Callable[[str], bool] | None = None,
+) -> Execution:
+    """Choose what the caller left open.
+
+    The default is exact: float32 on CPUs, through `packed`. A faster precision is the caller's to ask for; then
+    `openvino` is taken on CPUs where it is installed. GPUs run `torch`. LLM rerankers run `llm` everywhere.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:N`, `mps`, or `None` to choose.
+        precision: `float32`, `float16`, `bfloat16`, `int8`, or `None` to choose.
+        backend: A backend's name, or `auto` to choose.
+        architecture: `model_type` of the model.
+        score: How a reranker's number arises, as in its spec.
+        accelerators: What the machine offers; `None` asks torch, unless the backend runs on CPUs only.
+        installed: Says whether a package is installed; `None` looks.
+
+    Raises:
+        ConfigurationError: A name is unknown, the device is not there, or the three do not go together.
+    """
+    check_backend_runs(check_backend_name(backend), score)
+    has = installed or (lambda package: find_module(package) is not None)
+    if backend in PACKAGES:
+        return _exported(backend, check_device_name(device), check_precision(precision), has)
+    place = choose_device(device, precision, accelerators=accelerators)
+    if score in LLM_SCORES:
+        name, why = "llm", f"llm because the score is a {score}"
+    else:
+        name, why = _pick_backend(backend, place.device, place.precision, architecture, has)
+    allowed = (CPU_PRECISIONS if place.device == "cpu" else GPU_PRECISIONS)[name]
+    if place.precision not in allowed:
+        raise ConfigurationError(
+            f"precision={place.precision!r} does not run on {place.device!r} with backend={name!r}, which takes "
+            f"{', '.join(map(repr, allowed))}. " + ("int8 runs on device='cpu'." if place.precision == "int8" else "")
+        )
+    return Execution(backend=name, device=place.device, precision=place.precision, reason=f"{place.reason}; {why}")
+
+
+def check_backend_runs(backend: str, score: str | None) -> None:
+    """Refuse a backend that does not compute this kind of score.
+
+    Raises:
+        ConfigurationError: Says which backend does.
+    """
+    if score in LLM_SCORES and backend not in ("auto", "llm"):
+        raise ConfigurationError(
+            f"backend={backend!r} does not run LLM rerankers (score {score!r}). Use backend='auto' or 'llm'."
+        )
+    if backend == "llm" and score not in LLM_SCORES:
+        raise ConfigurationError("backend='llm' runs LLM rerankers only. Use backend='auto', 'packed' or 'torch'.")
+
+
+def _pick_backend(
+    backend: str, device: str, precision: str, architecture: str, installed: Callable[[str], bool]
+) -> tuple[str, str]:
+    if backend != "auto":
+        return backend, f"{backend} as asked"
+    if device != "cpu":
+        return "torch", "torch because the device is a GPU"
+    if architecture not in ENCODERS:
+        return "torch", f"torch because {architecture!r} is not one of {', '.join(ENCODERS)}"
+    if precision in ("bfloat16", "int8"):
+        if installed("openvino"):
+            return "openvino", f"openvino because it is installed and the fastest in {precision}"
+        return "packed", f"packed, because openvino, which is faster in {precision}, is not installed"
+    return "packed", "packed because it computes no padding"
+
+
+def _exported(backend: str, device: str | None, precision: str | None, installed: Callable[[str], bool]) -> Execution:
+    """Choose without torch: an export starts faster than torch is imported."""
+    package, allowed = PACKAGES[backend], CPU_PRECISIONS[backend]
+    if device not in (None, "cpu"):
+        raise ConfigurationError(
+            f"backend={backend!r} runs on the CPU, not on device={device!r}. Use backend='torch' or 'packed' there."
+        )
+    if precision is not None and precision not in allowed:
+        raise ConfigurationError(
+            f"backend={backend!r} does not compute in precision={precision!r}. "
+            f"Use {', '.join(map(repr, allowed))}, or backend='packed'."
+        )
+    if not installed(package):
+        raise ConfigurationError(
+            f'backend={backend!r} needs {package}. Install it with: pip install "bge-integrations[{backend}]"'
+        )
+    return Execution(
+        backend=backend,
+        device="cpu",
+        precision=precision or "float32",
+        reason=f"cpu because {backend} runs there; {precision or 'float32'} {'as asked' if precision else 'is exact'}; "
+        f"{backend} as asked",
+    )

@@ -1,0 +1,73 @@
+"""BERT and XLM-R encoders on OpenVINO, on CPUs: float32, bfloat16 and int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bge_runtime.backends.base import Backend, LoadRequest
+from bge_runtime.backends.exported.export import Graph, load_exported
+from bge_runtime.backends.exported.rectangles import Rectangle
+from bge_runtime.backends.exported.session import Session
+from bge_runtime.backends.exported.weights import EncoderWeights
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["load"]
+
+MODEL = "model.xml"
+
+
+def load(request: LoadRequest) -> Backend:
+    """Load a model from its export, which is made first when there is none; see `load_exported`."""
+    return load_exported(request, _OpenVINO())
+
+
+class _OpenVINO:
+    name = "openvino"
+    package = "openvino"
+    precisions: tuple[str, ...] = ("float32", "bfloat16", "int8")
+
+    def build(self, weights: EncoderWeights) -> Graph:
+        from bge_runtime.backends.exported.openvino_graph import build
+
+        return _Model(build(weights))
+
+    def open(self, folder: Path, precision: str) -> Session:
+        return _Compiled(folder / MODEL, precision)
+
+
+class _Model:
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def save(self, folder: Path) -> None:
+        import openvino
+
+        openvino.save_model(self._model, folder / MODEL, compress_to_fp16=False)
+
+    def open(self, precision: str) -> Session:
+        return _Compiled(self._model, precision)
+
+
+class _Compiled:
+    """A model that is ready to run."""
+
+    def __init__(self, model: Any, precision: str) -> None:
+        import openvino
+
+        settings = {
+            # What is not int8 in an int8 graph, attention above all, runs in bfloat16 where the processor has it.
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
+            "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all cores
+            "NUM_STREAMS": 1,
+            # Kernels are kept by shape, 5,000 of them unless told otherwise: hundreds of megabytes of an int8 model.
+            "CPU_RUNTIME_CACHE_CAPACITY": 256,
+        }
+        self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+    def __call__(self, inputs: Rectangle) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = self._request.infer(inputs.arrays(), share_inputs=True)[0]
+        return rows

@@ -1,0 +1,1 @@
+"""Encoders without padding."""

@@ -1,0 +1,5 @@
+"""`python -m bge_runtime.cli`."""
+
+from bge_runtime.cli.commands import app
+
+app(prog_name="bge")

@@ -1,0 +1,307 @@
+"""The command `bge`. Heavy imports wait inside the commands, so that `bge --help` answers at once."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import bge_runtime
+
+if TYPE_CHECKING:
+    from bge_runtime.evaluation.bench import Comparison
+    from bge_runtime.search import Hit, SearchResult
+
+__all__ = ["app"]
+
+EXIT_DIFFERENT = 1
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+SNIPPET_LENGTH = 220
+
+
+class _Commands(TyperGroup):
+    """Commands whose expected errors are one line on standard error, and no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except bge_runtime.BGEError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(EXIT_ERROR) from error
+        except KeyboardInterrupt as error:
+            typer.echo("Interrupted.", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+app = typer.Typer(
+    name="bge",
+    cls=_Commands,
+    help="Embed, search and rerank with BGE models.",
+    epilog='Example: bge search docs "how do I turn the query instruction off?"',
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+class Hub(StrEnum):
+    """Where `bge download` fetches from."""
+
+    HUGGINGFACE = "huggingface"
+    MODELSCOPE = "modelscope"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bge {bge_runtime.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Embed, search and rerank with BGE models."""
+    # Documents hold characters that some terminals lack.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+@app.command(epilog="Example: bge models --json")
+def models(as_json: AsJson = False) -> None:
+    """List the models: what each is, and whether it runs."""
+    specs = bge_runtime.list_models()
+    if as_json:
+        _print_json(
+            [{**spec.as_dict(), "runnable": spec.unsupported is None, "reason": spec.unsupported} for spec in specs]
+        )
+        return
+    rows = [
+        (
+            spec.id,
+            spec.kind,
+            str(spec.dimension or "-"),
+            str(spec.max_length),
+            ",".join(spec.languages),
+            spec.license,
+            "yes" if spec.unsupported is None else f"no: {spec.unsupported}",
+        )
+        for spec in specs
+    ]
+    _print_table(("MODEL", "KIND", "DIM", "TOKENS", "LANGUAGES", "LICENCE", "RUNS"), rows)
+
+
+@app.command(epilog="Example: bge doctor --verify BAAI/bge-reranker-base")
+def doctor(
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Compare with the values that its authors published; `list` shows which there are."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show versions, devices, the model hub and which models are on this machine; or check a model's results."""
+    if verify is not None:
+        from bge_runtime.evaluation import verification
+
+        result = verification.Listing() if verify == "list" else verification.verify(verify)
+        if as_json:
+            _print_json(result.as_dict())
+        else:
+            _print_table(*result.table())
+        raise typer.Exit(0 if result.ok else EXIT_DIFFERENT)
+    from bge_runtime.cli.doctor import examine, render
+
+    report = examine()
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        typer.echo(render(report))
+
+
+@app.command(epilog="Example: bge download BAAI/bge-small-en-v1.5")
+def download(
+    model: Annotated[str, typer.Argument(help="Hub id, or a name that `bge models` lists.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; the main branch by default.")] = None,
+    cache_folder: Annotated[str | None, typer.Option(help="Cache folder; the hub's usual one by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Fetch files again that are here already.")] = False,
+    source: Annotated[
+        Hub, typer.Option("--from", help="Where to fetch from; HF_ENDPOINT names a mirror of the first.")
+    ] = Hub.HUGGINGFACE,
+) -> None:
+    """Bring a model onto this machine and print its folder."""
+    folder = bge_runtime.download(
+        model, revision=revision, cache_folder=cache_folder, force=force, source=source.value, show_progress=True
+    )
+    typer.echo(folder)
+
+
+@app.command(epilog='Example: bge search docs "how do I turn the query instruction off?" --k 5')
+def search(
+    folder: Annotated[Path, typer.Argument(help="Folder with Markdown, text, HTML or PDF files.")],
+    question: Annotated[str, typer.Argument(help="What to look for.")],
+    model: Annotated[str, typer.Option(help="Embedding model.")] = bge_runtime.DEFAULT_OFFLINE_MODEL,
+    reranker: Annotated[
+        str | None,
+        typer.Option(help="Reranking model; late interaction with the embedding model by default."),
+    ] = None,
+    no_rerank: Annotated[bool, typer.Option("--no-rerank", help="Keep the order of the vectors.")] = False,
+    k: Annotated[int, typer.Option(min=1, help="Sections to print.")] = 3,
+    fetch_k: Annotated[int, typer.Option(min=1, help="Chunks to retrieve for the reranker.")] = 100,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(help="Most tokens of a chunk; 200 by default, or what the model reads if less."),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Where the index is kept; BGE_CACHE_DIR, else ~/.cache/bge.")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Forget the stored index first.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search a folder of documents; only files that changed since the last run are embedded."""
+    from bge_runtime.search import search_folder
+
+    if no_rerank and reranker is not None:
+        raise bge_runtime.ConfigurationError("--reranker and --no-rerank exclude each other. Use one.")
+    embedder = bge_runtime.Embedder(model)
+    ranker = None if no_rerank else bge_runtime.Reranker(embedder if reranker is None else reranker)
+    reranking = "none" if ranker is None else f"{ranker.method.replace('_', ' ')} with {ranker.model}"
+    typer.echo(f"embedding model: {embedder.model}; reranking: {reranking}", err=True)
+    result = search_folder(
+        folder,
+        question,
+        embedder=embedder,
+        reranker=ranker,
+        k=k,
+        fetch_k=fetch_k,
+        chunk_tokens=chunk_tokens,
+        cache_folder=cache_dir,
+        rebuild=rebuild,
+        show_progress=True,
+        notify=lambda message: typer.echo(message, err=True),
+    )
+    if not as_json:
+        _print_hits(result.hits)
+        return
+    methods = {"method": ranker.method if ranker else None, "model": ranker.model if ranker else None}
+    _print_json({"question": question, "model": embedder.model, "reranking": methods, **_as_values(result)})
+
+
+@app.command(epilog="Example: bge bench --data docs --rounds 3")
+def bench(
+    data: Annotated[
+        Path,
+        typer.Option(help="Your texts: a file with one per line, JSON lines with `text`, or a folder of documents."),
+    ],
+    model: Annotated[str, typer.Option(help="Embedding or reranking model.")] = bge_runtime.DEFAULT_OFFLINE_MODEL,
+    queries: Annotated[
+        Path | None, typer.Option(help="Queries for a reranker, as --data; else the first words of the first text.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each way of running is timed, in turn.")] = 3,
+    limit: Annotated[int, typer.Option(min=1, help="Most texts, picked evenly.")] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """Time your texts on this machine: every backend and precision against plain sentence-transformers."""
+    from bge_runtime.evaluation.bench import compare, read_queries, read_texts
+
+    texts = read_texts(data, limit)
+    result = compare(model, texts, queries=read_queries(queries, texts), rounds=rounds, show_progress=True)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        _print_comparison(result)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _print_comparison(result: Comparison) -> None:
+    reranking = result.kind == "reranker"
+    typer.echo(
+        f"{result.model} on {result.device}: {result.texts} {'pairs' if reranking else 'texts'}, "
+        f"{result.tokens} tokens, median of {result.rounds} rounds run in turn"
+    )
+    rows = []
+    for row in result.rows:
+        if row.ratio is None or row.ratio_range is None:
+            continue
+        error = [f"{row.difference:.1e}" if row.difference is not None else "-"]
+        if not reranking:
+            error = ["-" if each is None else f"{each:.6f}" for each in (row.cosine_min, row.cosine_mean)]
+        speeds = [f"{each:.0f}" if each else "-" for each in (row.texts_per_s, row.tokens_per_s)]
+        spread = f"{row.ratio_range[0]:.2f} to {row.ratio_range[1]:.2f}"
+        rows.append([row.name, *speeds, f"{row.ratio:.2f}", spread, *error])
+    error_titles = ["DIFFERENCE"] if reranking else ["COSINE MIN", "MEAN"]
+    unit = "PAIRS/S" if reranking else "TEXTS/S"
+    _print_table(("WAY", unit, "TOKENS/S", "RATIO", "RANGE", *error_titles), rows)
+    typer.echo("ratio: times as fast as sentence-transformers; errors: against the runtime's own float32")
+    for row in result.rows:
+        if row.reason is not None:
+            typer.echo(f"{row.name} does not run: {row.reason}")
+
+
+def _print_hits(hits: Sequence[Hit]) -> None:
+    for number, hit in enumerate(hits, start=1):
+        scores = f"dense {hit.dense:.4f}" if hit.rerank is None else f"rerank {hit.rerank:.4f}, dense {hit.dense:.4f}"
+        typer.echo(f"{number}. {_one_line(hit.file)}  ({scores})")
+        if hit.heading:
+            typer.echo(f"   {_one_line(' > '.join(hit.heading))}")
+        typer.echo(f"   {_snippet(hit.text)}\n")
+
+
+def _as_values(result: SearchResult) -> dict[str, object]:
+    return {
+        "embedded": result.embedded,
+        "texts": result.texts,
+        "skipped": result.skipped,
+        "results": [
+            {
+                "file": hit.file,
+                "heading": list(hit.heading),
+                "dense": hit.dense,
+                "rerank": hit.rerank,
+                "text": hit.text,
+            }
+            for hit in result.hits
+        ],
+    }
+
+
+def _snippet(text: str) -> str:
+    line = _one_line(text)
+    return line if len(line) <= SNIPPET_LENGTH else f"{line[:SNIPPET_LENGTH].rsplit(' ', 1)[0]} ..."
+
+
+def _one_line(text: str) -> str:
+    """Return text on one line; control characters in a document must not steer the terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
+
+
+if __name__ == "__main__":
+    app(prog_name="bge")

@@ -1,0 +1,147 @@
+"""Which embedder filled an index: one small file beside the index, whatever the store."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from bge_runtime.embedding.embedder import Embedder
+from bge_runtime.errors import ConfigurationError, IndexIdentityError
+
+__all__ = ["OnMismatch", "bind_index"]
+
+logger = logging.getLogger("bge_runtime")
+
+RECORD = "bge-index"
+FORMAT = 1
+_NAME = re.compile(r"[\w.-]+")
+
+OnMismatch = Literal["raise", "warn", "replace"]
+
+
+def bind_index(
+    path: str | os.PathLike[str],
+    embedder: Embedder,
+    *,
+    collection: str | None = None,
+    on_mismatch: OnMismatch = "raise",
+) -> None:
+    """Record which embedder fills an index, or check that it is the one that did.
+
+    The first call writes the document side of the embedder's identity (weights, pooling, lengths, document
+    instruction; not the query instruction) into `bge-index.json`, in the index's folder or beside its file. Later
+    calls compare. Needs the model's files, not its weights in memory. Safe from several processes.
+
+    Args:
+        path: Folder or file in which the store keeps the index. It need not exist yet: a name with an extension is
+            taken for a file, another for a folder.
+        embedder: The embedder to fill or to query the index with.
+        collection: Name of the index, where several share a folder.
+        on_mismatch: `raise`; `warn` in the log and go on; or `replace` the record, for an index that is to be
+            filled anew.
+
+    Raises:
+        IndexIdentityError: Another embedder filled the index, or its record is damaged.
+        ConfigurationError: An argument has a value that is not allowed, or the record cannot be written or read.
+    """
+    if on_mismatch not in ("raise", "warn", "replace"):
+        raise ConfigurationError(f"on_mismatch={on_mismatch!r} is not allowed. Use 'raise', 'warn' or 'replace'.")
+    if not isinstance(embedder, Embedder):
+        raise ConfigurationError(f"embedder={embedder!r} is not allowed. Pass a bge_runtime.Embedder.")
+    file = _record_file(Path(path).expanduser(), collection)
+    own = _description(embedder)
+    try:
+        if on_mismatch == "replace" or not file.exists():
+            _write(file, own, replace=on_mismatch == "replace")
+        known = _read(file)  # also when written: another process may have been faster
+    except OSError as error:
+        raise ConfigurationError(
+            f"The record {str(file)!r} of who filled the index cannot be written or read ({error}). "
+            "Name the folder or file of the index, in a place that you may write to."
+        ) from error
+    if known["identity"] == own["identity"]:
+        return
+    message = _explanation(path, known, own)
+    if on_mismatch == "raise":
+        raise IndexIdentityError(message)
+    logger.warning("%s", message)
+
+
+def _record_file(path: Path, collection: str | None) -> Path:
+    if collection is not None and not _NAME.fullmatch(collection):
+        raise ConfigurationError(f"collection={collection!r} is not allowed. Use letters, digits, '.', '-' and '_'.")
+    name = f"{RECORD}.json" if collection is None else f"{RECORD}.{collection}.json"
+    inside, beside = path / name, path.with_name(f"{path.name}.{name}")
+    if beside.exists():  # the path was taken for a file before the store made it a folder
+        return beside
+    return inside if path.is_dir() or (not path.exists() and not path.suffix) else beside
+
+
+def _description(embedder: Embedder) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "identity": embedder.document_identity,
+        "model": embedder.model,
+        "weights": embedder.source.weights_digest[:12],
+        "dimension": embedder.dimension,
+        "max_length": embedder.max_length,
+        "normalize": embedder.normalize,
+        "pooling": embedder.spec.pooling,
+        "document_instruction": embedder.document_instruction,
+        "precision": embedder.source.precision_class,
+    }
+
+
+def _write(file: Path, record: dict[str, Any], *, replace: bool) -> None:
+    """Write the record whole; unless `replace`, one that is there already stays."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{RECORD}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(record, stream, indent=1, ensure_ascii=False)
+        if replace:
+            Path(name).replace(file)
+        else:
+            _add(Path(name), file)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _add(new: Path, file: Path) -> None:
+    try:
+        os.link(new, file)  # fails where the file exists, unlike a renaming
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        if not file.exists():
+            shutil.copyfile(new, file)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["format"] == FORMAT and isinstance(record["identity"], str):
+            return dict(record)
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise IndexIdentityError(
+        f"{str(file)!r} does not say which embedder filled the index: it is damaged, or of a newer version. "
+        "If you know the embedder, pass on_mismatch='replace' once; else fill the index anew."
+    )
+
+
+def _explanation(path: str | os.PathLike[str], known: dict[str, Any], own: dict[str, Any]) -> str:
+    names = [name for name in own if name not in ("format", "identity") and known.get(name) != own[name]]
+    differing = "; ".join(f"{name} {known.get(name)!r} there, {own[name]!r} here" for name in names)
+    return (
+        f"The index at {os.fspath(path)!r} was filled by {known.get('model')!r} (document identity "
+        f"{known['identity'][:12]}), and the embedder here is {own['model']!r} ({own['identity'][:12]}). They differ "
+        f"in: {differing or 'how the model is loaded'}. Use the embedder that filled it, or fill the index anew "
+        "and pass on_mismatch='replace'; 'warn' queries it all the same."
+    )

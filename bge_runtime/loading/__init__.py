@@ -1,0 +1,1 @@
+"""Weights in memory, once per process."""

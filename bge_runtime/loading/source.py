@@ -1,0 +1,285 @@
+"""From what the caller named to a spec and a folder of files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.util import find_spec as find_module
+from pathlib import Path
+from typing import Any
+
+from bge_runtime.backends import LoadRequest, check_backend_name
+from bge_runtime.backends.devices import check_device_name, check_precision
+from bge_runtime.backends.execution import Execution, choose_execution
+from bge_runtime.errors import ConfigurationError, ModelNotFoundError, UnsupportedModelError
+from bge_runtime.models import hub
+from bge_runtime.models import lora as adapters
+from bge_runtime.models.describe import describe_folder
+from bge_runtime.models.spec import ModelSpec, find_spec, get_spec
+
+__all__ = ["ModelSource"]
+
+# Like device and precision, these move the last digits of a vector only.
+NUMERIC_ARGUMENTS = {"attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype"}
+# With one of these, transformers decides where the weights are and how large they become.
+PLACING_ARGUMENTS = {"device_map", "quantization_config"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model as the caller names it, and how it is to be loaded.
+
+    Attributes:
+        model: Folder, hub id, name in the table, or a spec.
+        device: Device name; `None` chooses.
+        precision: Number format; `None` chooses by device.
+        backend: Way of executing; `auto` chooses.
+        calibration: File of texts that an int8 export is calibrated on; `None` is our own.
+        devices: Devices that each hold a replica, instead of `device`.
+        keep_alive_s: Seconds without work after which the weights are freed; `None` keeps them.
+        revision: Branch, tag or commit on the hub.
+        token: Access token for the hub.
+        cache_folder: Hugging Face cache folder.
+        local_files_only: Never use the network.
+        trust_remote_code: Whether the repository's own Python code may run.
+        base_model: Row of the table that a fine-tuned model comes from.
+        adapter: Folder or hub id of a LoRA adapter that is added to the weights.
+        model_kwargs: Extra arguments for the transformers model.
+        processor_kwargs: Extra arguments for the tokenizer.
+        config_kwargs: Extra arguments for the configuration.
+    """
+
+    model: str | os.PathLike[str] | ModelSpec
+    device: str | None = None
+    precision: str | None = None
+    backend: str = "auto"
+    calibration: str | os.PathLike[str] | None = None
+    devices: Sequence[str] | None = None
+    keep_alive_s: float | None = None
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)
+    cache_folder: str | None = None
+    local_files_only: bool = False
+    trust_remote_code: bool = False
+    base_model: str | None = None
+    adapter: str | os.PathLike[str] | None = None
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    config_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check all that can be checked without files.
+
+        Raises:
+            ConfigurationError: An option has a wrong value.
+            ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
+        """
+        check_backend_name(self.backend)
+        object.__setattr__(self, "device", check_device_name(self.device))
+        object.__setattr__(self, "precision", check_precision(self.precision))
+        self._check_running()
+        for name in ("model_kwargs", "processor_kwargs", "config_kwargs"):
+            object.__setattr__(self, name, dict(getattr(self, name) or {}))
+        self._check_placing()
+        if self.base_model is not None:
+            get_spec(self.base_model)
+        if isinstance(self.model, os.PathLike):
+            object.__setattr__(self, "model", os.fspath(self.model))
+        if not isinstance(self.model, str | ModelSpec) or self.model == "":
+            raise ConfigurationError(f"model={self.model!r} is not a name. Pass a hub id, a folder or a ModelSpec.")
+        if self._local is not None:
+            hub.check_folder(self._local, pickles_allowed=self.spec.pickled_weights)
+        elif isinstance(self.model, str) and self._row is None:
+            self._check_name(self.model)
+        if self.adapter is not None:
+            object.__setattr__(self, "adapter", adapters.check_name(self.adapter))
+            if Path(str(self.adapter)).is_dir() and self.known_spec is not None:
+                self._check_adapter(Path(str(self.adapter)))
+
+    @property
+    def name(self) -> str:
+        """The model as the caller wrote it."""
+        return self.model.id if isinstance(self.model, ModelSpec) else str(self.model)
+
+    @property
+    def known_spec(self) -> ModelSpec | None:
+        """The spec when it can be had without fetching anything."""
+        is_known = isinstance(self.model, ModelSpec) or self._local is not None or self._row is not None
+        return self.spec if is_known and (self.base_model is None or self._local is not None) else None
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The facts in force; reads (and, for an unknown hub id, fetches) the model's files when the table has none."""
+        if isinstance(self.model, ModelSpec):
+            return self.model
+        if self._local is None and self._row is not None and self.base_model is None:
+            return self._row
+        return describe_folder(self.folder, self.name, self.base_model)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder with the model's files, fetched when this machine lacks them."""
+        if self._local is not None:
+            return self._local
+        return self._fetch(self.name, self.revision)
+
+    @cached_property
+    def adapter_folder(self) -> Path | None:
+        """The folder with the adapter's files, checked, fetched when this machine lacks them; `None` without one."""
+        if self.adapter is None:
+            return None
+        name = str(self.adapter)
+        folder = Path(name) if Path(name).is_dir() else self._fetch(name, None)
+        self._check_adapter(folder)
+        return folder
+
+    @cached_property
+    def adapter_digest(self) -> str | None:
+        """SHA-256 that names the adapter, wherever it is stored; `None` without one."""
+        return adapters.adapter_digest(self.adapter_folder) if self.adapter_folder else None
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 that names the weights, the adapter's included."""
+        hub.check_folder(self.folder, pickles_allowed=self.spec.pickled_weights)
+        base = hub.weights_digest(self.folder)
+        if self.adapter_digest is None:
+            return base
+        return hashlib.sha256(f"{base} with {self.adapter_digest}".encode()).hexdigest()
+
+    @property
+    def vector_arguments(self) -> dict[str, str]:
+        """Loading arguments that change vectors beyond their last digits, by name."""
+        return {
+            f"{group}.{key}": repr(value)
+            for group in ("model_kwargs", "processor_kwargs", "config_kwargs")
+            for key, value in sorted(getattr(self, group).items())
+            if key not in NUMERIC_ARGUMENTS
+        }
+
+    def check_supported(self) -> None:
+        """Refuse models of a kind that cannot run.
+
+        Raises:
+            UnsupportedModelError: Says which kind.
+        """
+        if self.spec.unsupported is not None:
+            raise UnsupportedModelError(
+                f"{self.name!r} cannot run here: {self.spec.unsupported}. `bge models` lists those that can."
+            )
+
+    @property
+    def precision_class(self) -> str:
+        """What a stored vector remembers of the precision: `float` of any width, or `int8`."""
+        return "int8" if self.precision == "int8" else "float"
+
+    @property
+    def placing_arguments(self) -> list[str]:
+        """Names of the loading arguments by which transformers places or quantises the weights itself."""
+        return sorted(PLACING_ARGUMENTS & {key for key, value in self.model_kwargs.items() if value is not None})
+
+    @property
+    def executions(self) -> list[Execution]:
+        """How the model runs, once for each replica; `device=None` chooses and gives one."""
+        backend = "torch" if self.placing_arguments else self.backend
+        return [
+            choose_execution(
+                device, self.precision, backend, architecture=self.spec.architecture, score=self.spec.score
+            )
+            for device in self.devices or (self.device,)
+        ]
+
+    def request(self, device: str, precision: str, task: str) -> LoadRequest:
+        """Return what the backend needs, after a look at the folder."""
+        self.check_supported()
+        hub.check_folder(self.folder, pickles_allowed=self.spec.pickled_weights)
+        if self.placing_arguments and find_module("accelerate") is None:
+            raise ConfigurationError(
+                f"model_kwargs with {' and '.join(map(repr, self.placing_arguments))} needs accelerate. "
+                "Install it with: pip install accelerate"
+            )
+        return LoadRequest(
+            name=self.name,
+            folder=self.folder,
+            task="embed" if task == "embed" else "score",
+            device=device,
+            precision=precision,
+            adapter=self.adapter_folder,
+            architecture=self.spec.architecture,
+            calibration=Path(self.calibration) if self.calibration else None,
+            trust_remote_code=self.trust_remote_code,
+            pickled_weights=hub.weight_files(self.folder)[0].suffix != ".safetensors",
+            model_kwargs=self.model_kwargs,
+            processor_kwargs=self.processor_kwargs,
+            config_kwargs=self.config_kwargs,
+        )
+
+    def _fetch(self, name: str, revision: str | None) -> Path:
+        return hub.fetch(
+            name,
+            revision=revision,
+            token=self.token,
+            cache_folder=self.cache_folder,
+            local_files_only=self.local_files_only,
+        )
+
+    def _check_adapter(self, folder: Path) -> None:
+        names = [self.name, self.base_model or self.name]
+        if self._local is not None:
+            names += adapters.known_names(self._local)
+        adapters.check_adapter(folder, self.spec, names)
+
+    @cached_property
+    def _local(self) -> Path | None:
+        if isinstance(self.model, ModelSpec):
+            return Path(self.model.id) if Path(self.model.id).is_dir() else None
+        path = Path(self.name).expanduser()
+        return path if path.is_dir() else None
+
+    @cached_property
+    def _row(self) -> ModelSpec | None:
+        row = find_spec(self.name)
+        is_mirror = row is not None and "/" in self.name and row.id.lower() != self.name.lower()
+        return replace(row, id=self.name, package=None, pickled_weights=False) if row and is_mirror else row
+
+    def _check_running(self) -> None:
+        if self.devices is not None:
+            if isinstance(self.devices, str) or not self.devices or self.device is not None:
+                raise ConfigurationError(
+                    f"devices={self.devices!r} is not allowed beside device={self.device!r}. Pass a list of one or "
+                    "more names, such as devices=['cuda:0', 'cuda:1'], and leave device= out."
+                )
+            object.__setattr__(self, "devices", tuple(check_device_name(name) for name in self.devices))
+        if self.keep_alive_s is not None and not self.keep_alive_s >= 0:
+            raise ConfigurationError(
+                f"keep_alive_s={self.keep_alive_s!r} is not allowed. Pass seconds, or None to keep the weights."
+            )
+        if self.calibration is not None:
+            path = Path(self.calibration).expanduser()
+            object.__setattr__(self, "calibration", str(path))
+            if not path.is_file():
+                raise ConfigurationError(
+                    f"calibration={str(path)!r} is not a file. Pass a text file with one text per line."
+                )
+
+    def _check_placing(self) -> None:
+        names = " and ".join(map(repr, self.placing_arguments))
+        if names and self.backend not in ("auto", "torch"):
+            raise ConfigurationError(
+                f"backend={self.backend!r} is not allowed beside {names} in model_kwargs. Use backend='torch'."
+            )
+        if "device_map" in self.placing_arguments and (self.device or self.devices):
+            raise ConfigurationError(
+                f"device_map={self.model_kwargs['device_map']!r} in model_kwargs is not allowed beside "
+                f"device={self.device!r}, devices={self.devices!r}. Pass one of them."
+            )
+
+    def _check_name(self, name: str) -> None:
+        looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).exists()
+        if looks_like_path:
+            raise ModelNotFoundError(f"Folder {name!r} does not exist. Pass a model folder or a hub id.")
+        if "/" not in name:
+            get_spec(name)

@@ -1,0 +1,331 @@
+"""The loaded-model store: one copy of each set of weights per process."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from bge_runtime.backends import Backend
+from bge_runtime.backends.devices import default_batch_tokens
+from bge_runtime.backends.execution import Execution
+from bge_runtime.embedding.memo import Memo
+from bge_runtime.engine.counters import Counters
+from bge_runtime.engine.engine import Engine
+from bge_runtime.engine.flow import PreparePool
+from bge_runtime.engine.hooks import Hook, Hooks, LoadEvent
+from bge_runtime.engine.replica import Replica
+from bge_runtime.loading.source import ModelSource
+from bge_runtime.loading.weights import check_alike, place_of, read_backend
+
+if TYPE_CHECKING:
+    from bge_runtime.inputs.tokenizing import Tokenizing
+
+__all__ = [
+    "STORE",
+    "LoadedModel",
+    "LoadedModelInfo",
+    "add_hook",
+    "loaded_models",
+    "remove_hook",
+    "stats",
+    "unload_models",
+]
+
+logger = logging.getLogger("bge_runtime")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModelInfo:
+    """One set of weights in memory.
+
+    Attributes:
+        name: Model as first asked for.
+        folder: Folder that it was read from.
+        task: `embed` or `score`.
+        device: Device name; the names of all replicas' devices, separated by commas.
+        precision: Number format of the weights.
+        backend: Way of executing.
+        parameters: Number of weights of one replica.
+        bytes: Size of the weights in memory, of all replicas.
+        adapter: Adapter that is part of the weights, as first asked for; `None` for none.
+    """
+
+    name: str
+    folder: str
+    task: str
+    device: str
+    precision: str
+    backend: str
+    parameters: int
+    bytes: int
+    adapter: str | None = None
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """Weights with their engine, and who holds them, each with its `keep_alive_s`."""
+
+    info: LoadedModelInfo
+    tokenizing: Tokenizing
+    engine: Engine
+    batch_tokens: int
+    holders: weakref.WeakKeyDictionary[object, float | None]
+    memo: Memo = field(default_factory=Memo)
+
+    def note_keep_alive(self) -> None:
+        """Keep idle weights for as long as the most patient holder wants."""
+        seconds = list(self.holders.values())
+        longest = None if None in seconds or not seconds else max(each or 0 for each in seconds)
+        if longest != self.engine.keep_alive_s:
+            self.engine.keep_alive_s = longest
+
+
+class ModelStore:
+    """Loads each set of weights once, and holds what is told about all of them.
+
+    What makes weights different in memory is the key: files, adapter, task, devices, number format, backend and
+    loading arguments. Instructions, lengths and pooling are not, so embedders that differ in them share a copy.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.counters = Counters()
+        self.hooks = Hooks()
+        self._models: dict[str, LoadedModel] = {}
+        self._sparse_views = weakref.WeakKeyDictionary[object, object]()
+        self._reset_locks()
+
+    def _reset_locks(self) -> None:
+        self._lock = threading.Lock()
+        # Concurrent loads with different precisions corrupt each other in transformers, so one load at a time.
+        self._loading = threading.Lock()
+        self.pool = PreparePool()
+
+    def acquire(self, source: ModelSource, task: Literal["embed", "score"], holder: object) -> LoadedModel:
+        """Return the model, loading it when nobody has, and note who holds it.
+
+        Weights that were freed while idle are read again by the first job.
+
+        Raises:
+            BGEError: The model cannot be found, run or loaded.
+        """
+        source.check_supported()
+        folder = os.path.realpath(source.folder)  # before torch is imported: a missing model fails at once
+        if source.adapter is not None:
+            folder = f"{folder} with {source.adapter_digest}"
+        model, events = _on_own_thread(partial(self._hold_or_load, folder, source, task, holder))
+        for event in events:
+            self.hooks.tell(event)
+        return model
+
+    def expect_sparse(self, view: object, model: object) -> None:
+        """Note that sparse vectors of a model will be asked for as long as `view` lives."""
+        with self._lock:
+            self._sparse_views[view] = model
+
+    def expects_sparse(self, model: object) -> bool:
+        """Whether sparse vectors of a model will be asked for."""
+        with self._lock:
+            return model in self._sparse_views.values()
+
+    def release(self, holder: object) -> None:
+        """Forget a holder, and free the weights that nobody else holds."""
+        with self._lock:
+            mine = [key for key, model in self._models.items() if holder in model.holders]
+            for key in mine:
+                del self._models[key].holders[holder]
+                self._models[key].note_keep_alive()
+            unused = [self._models.pop(key) for key in mine if not self._models[key].holders]
+        for model in unused:
+            model.engine.close()
+
+    def close(self) -> None:
+        """Free all weights and end all threads."""
+        with self._lock:
+            models = list(self._models.values())
+            self._models.clear()
+        for model in models:
+            model.engine.close()
+        self.pool.close()
+
+    def stop(self) -> None:
+        """End all threads because the process ends."""
+        with self._lock:
+            models = list(self._models.values())
+        for model in models:
+            model.engine.stop()
+        self.pool.close()
+
+    def infos(self) -> list[LoadedModelInfo]:
+        """Return one row per set of weights in memory."""
+        with self._lock:
+            return [model.info for model in self._models.values() if model.engine.in_memory]
+
+    def after_fork(self) -> None:
+        """Give the forked child locks, workers and a pool of its own, over the same weights."""
+        # The tokenizers' threads did not survive; with this they are not waited for.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self._reset_locks()
+        self.counters = Counters()
+        self.hooks = Hooks(self.hooks.active)
+        for model in self._models.values():
+            model.engine = model.engine.renew(self.counters, self.hooks)
+
+    def _hold(self, key: str, source: ModelSource, holder: object) -> LoadedModel | None:
+        with self._lock:
+            model = self._models.get(key)
+            if model is not None:
+                model.holders[holder] = source.keep_alive_s
+                model.note_keep_alive()
+            return model
+
+    def _hold_or_load(
+        self, folder: str, source: ModelSource, task: Literal["embed", "score"], holder: object
+    ) -> tuple[LoadedModel, list[LoadEvent]]:
+        executions = source.executions
+        check_alike(executions)
+        ways = [[each.backend, each.device, each.precision] for each in executions]
+        extras = [source.trust_remote_code, source.model_kwargs, source.processor_kwargs, source.config_kwargs]
+        key = json.dumps([folder, task, ways, source.calibration, extras], default=repr, sort_keys=True)
+        found = self._hold(key, source, holder)
+        if found is not None:
+            return found, []
+        with self._loading:
+            found = self._hold(key, source, holder)
+            if found is not None:
+                return found, []
+            logger.info("Loading %r (%s).", source.name, executions[0].reason)
+            model, events = self._load(source, task, executions)
+            with self._lock:
+                self._models[key] = model
+                model.holders[holder] = source.keep_alive_s
+                model.note_keep_alive()
+            return model, events
+
+    def _load(
+        self, source: ModelSource, task: Literal["embed", "score"], executions: list[Execution]
+    ) -> tuple[LoadedModel, list[LoadEvent]]:
+        """Read the weights of every replica; the caller has the loading lock."""
+        first = executions[0]
+        backend, event = self._read(source, task, first)
+        tokenizing, backends, events = backend.tokenizing, [backend], [event]
+        for execution in executions[1:]:
+            backend, event = self._read(source, task, execution, tokenizing)
+            backends.append(backend)
+            events.append(event)
+        replicas = [
+            Replica(each, place_of(source, where), partial(self._load_again, source, task, where, tokenizing))
+            for each, where in zip(backends, executions, strict=True)
+        ]
+        info = LoadedModelInfo(
+            name=source.name,
+            folder=str(source.folder),
+            task=task,
+            device=", ".join(execution.device for execution in executions),
+            precision=first.precision,
+            backend=first.backend,
+            parameters=events[0].parameters,
+            bytes=sum(event.bytes for event in events),
+            adapter=None if source.adapter is None else str(source.adapter),
+        )
+        engine = Engine(replicas, source.name, self.counters, self.hooks)
+        holders = weakref.WeakKeyDictionary[object, float | None]()
+        return LoadedModel(info, tokenizing, engine, default_batch_tokens(first.device), holders), events
+
+    def _load_again(
+        self, source: ModelSource, task: Literal["embed", "score"], execution: Execution, tokenizing: Tokenizing
+    ) -> Backend:
+        with self._loading:
+            backend, event = self._read(source, task, execution, tokenizing)
+        self.hooks.tell(event)
+        return backend
+
+    def _read(
+        self,
+        source: ModelSource,
+        task: Literal["embed", "score"],
+        execution: Execution,
+        tokenizing: Tokenizing | None = None,
+    ) -> tuple[Backend, LoadEvent]:
+        """Read the weights of one replica, which shares the tokenizer of an earlier one."""
+        started = time.perf_counter()
+        backend = read_backend(source, task, execution)
+        if tokenizing is not None:
+            backend.tokenizing = tokenizing
+        self.counters.add(loads=1)
+        event = LoadEvent(
+            **place_of(source, execution),
+            seconds=time.perf_counter() - started,
+            parameters=backend.parameters,
+            bytes=backend.bytes,
+        )
+        return backend, event
+
+
+def _on_own_thread(function: Callable[[], T]) -> T:
+    """Run a function on a thread that ends with it.
+
+    Each thread that computes with OpenMP keeps threads of its own until it ends. With those of a caller that loads
+    beside the worker's there are more than cores, and OpenMP then lets all of them sleep between two operations:
+    short batches would take a third longer. And an interrupt ends the caller's wait, but not an import halfway.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            future.set_exception(error)
+
+    thread = threading.Thread(target=work, name="bge-load", daemon=True)
+    thread.start()
+    result = future.result()
+    thread.join()
+    return result
+
+
+STORE = ModelStore()
+atexit.register(STORE.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=STORE.after_fork)
+
+
+def loaded_models() -> list[LoadedModelInfo]:
+    """Return one row per set of weights in memory."""
+    return STORE.infos()
+
+
+def unload_models() -> None:
+    """Free all weights; calls that are pending fail, later ones load again."""
+    STORE.close()
+
+
+def stats() -> dict[str, float]:
+    """Return the sums since the process started: texts, tokens, batches, truncated texts, padding share, ..."""
+    return STORE.counters.snapshot()
+
+
+def add_hook(hook: Hook) -> None:
+    """Tell `hook` of every load, batch, error and unload of this process from here on; see `Hook`.
+
+    Raises:
+        ConfigurationError: A method of `Hook` is missing.
+    """
+    STORE.hooks.add(hook)
+
+
+def remove_hook(hook: Hook) -> None:
+    """Tell `hook` no more; nothing happens if it was not added."""
+    STORE.hooks.remove(hook)

@@ -1,0 +1,83 @@
+"""Reading one copy of a model's weights, with errors of our own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from bge_runtime.backends import Backend, LoadRequest, load_backend
+from bge_runtime.backends.devices import PRECISIONS, check_memory
+from bge_runtime.backends.execution import Execution
+from bge_runtime.engine.hooks import Place
+from bge_runtime.errors import (
+    BackendError,
+    BGEError,
+    ConfigurationError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
+from bge_runtime.loading.source import ModelSource
+from bge_runtime.models.hub import weight_files
+
+__all__ = ["check_alike", "place_of", "read_backend"]
+
+
+def check_alike(executions: list[Execution]) -> None:
+    """Refuse replicas whose results or batches would differ.
+
+    Raises:
+        ConfigurationError: Names the devices and how the model would run on each.
+    """
+    ways = {(each.backend, each.precision) for each in executions}
+    if len(ways) > 1:
+        shown = ", ".join(f"{each.device} ({each.backend}, {each.precision})" for each in executions)
+        raise ConfigurationError(
+            f"devices= gives replicas that run differently: {shown}. Pass devices of one kind, or set backend= and "
+            "precision= so that they are the same on all."
+        )
+
+
+def place_of(source: ModelSource, execution: Execution) -> Place:
+    """Return what events say about a replica."""
+    return Place(model=source.name, backend=execution.backend, device=execution.device, precision=execution.precision)
+
+
+def read_backend(source: ModelSource, task: Literal["embed", "score"], execution: Execution) -> Backend:
+    """Read the weights of one replica; loads must not run at the same time.
+
+    Raises:
+        BGEError: They do not fit, are damaged, or the backend cannot run them.
+    """
+    request = source.request(execution.device, execution.precision, task)
+    if not source.placing_arguments:
+        check_memory(execution.device, _bytes_needed(source.folder, execution.precision), source.name)
+    try:
+        return _load(execution, request, chosen=source.backend == "auto")
+    except BGEError:
+        raise
+    except RuntimeError as error:
+        raise BackendError(f"Loading {source.name!r} on {execution.device!r} failed: {error}") from error
+    except Exception as error:  # readers of weights and tokenizers have error classes of their own
+        raise ModelNotFoundError(
+            f"The files of {source.name!r} in {str(source.folder)!r} cannot be loaded "
+            f"({type(error).__name__}: {error}). Fetch them again: bge download {source.name} --force"
+        ) from error
+
+
+def _load(execution: Execution, request: LoadRequest, *, chosen: bool) -> Backend:
+    """Load; where the backend was chosen and turns out not to know the model, `packed` stands in."""
+    try:
+        return load_backend(execution.backend, request)
+    except UnsupportedModelError:
+        if not chosen or execution.backend in ("packed", "torch", "llm"):
+            raise
+        return load_backend("packed", request)
+
+
+def _bytes_needed(folder: Path, precision: str) -> int:
+    """Return the size of the weights in `precision`, from the size of the files and the format they store."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    size = sum(file.stat().st_size for file in weight_files(folder))
+    return size * PRECISIONS[precision] // PRECISIONS.get(stored, PRECISIONS["float32"])

@@ -1,0 +1,256 @@
+"""Vectors that were computed before, in memory or in a file, by identity, role and text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_runtime.engine.flow import Steps
+from bge_runtime.errors import ConfigurationError
+from bge_runtime.inputs.checks import check_count
+from bge_runtime.vectors.cache_file import CacheFile
+
+__all__ = ["CacheStats", "VectorCache", "cached_vectors", "check_cache"]
+
+DEFAULT_MEMORY_BYTES = 256 * 2**20
+DEFAULT_FILE_BYTES = 4 * 2**30
+ENTRY_OVERHEAD_BYTES = 96  # key and bookkeeping, counted with each vector
+MOST_AT_ONCE = 4096  # texts in one write
+
+Storage = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheStats:
+    """What a cache has done since it was opened, and what it holds.
+
+    Attributes:
+        hits: Texts answered from it.
+        misses: Texts that had to be computed.
+        evicted: Vectors dropped to stay inside `max_bytes`.
+        entries: Vectors held.
+        bytes: Their size.
+    """
+
+    hits: int
+    misses: int
+    evicted: int
+    entries: int
+    bytes: int
+
+
+class _Entries(Protocol):
+    """Where the vectors are: memory or a file."""
+
+    evicted: int
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]: ...
+
+    def put(self, rows: Sequence[tuple[bytes, bytes]]) -> None: ...
+
+    def size(self) -> tuple[int, int]: ...
+
+    def clear(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class VectorCache:
+    """Remembers vectors, so that no text is computed twice by the same model.
+
+    The key is the embedder's identity on that side (query or document), and the text; another model, instruction,
+    length or precision class never finds them. Least recently used vectors are dropped first. Safe from any number
+    of threads; a file is safe from any number of processes. A damaged file is set aside and said so; a disk that is
+    full or locked costs the caching, never the result.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        max_bytes: int | None = None,
+        storage: Storage = "float32",
+    ) -> None:
+        """Describe the cache; a file is opened at the first use.
+
+        Args:
+            path: SQLite file, created when there is none; `None` keeps the vectors in this process's memory.
+            max_bytes: Most bytes of vectors to hold; `None` is 256 MiB in memory and 4 GiB in a file.
+            storage: Number format of stored vectors. float16 halves the size; the cosine with the float32 vector
+                stays above 0.999999.
+
+        Raises:
+            ConfigurationError: An argument has a wrong value.
+        """
+        if storage not in ("float32", "float16"):
+            raise ConfigurationError(f"storage={storage!r} is not allowed. Use 'float32' or 'float16'.")
+        default = DEFAULT_MEMORY_BYTES if path is None else DEFAULT_FILE_BYTES
+        self.path = None if path is None else Path(path).expanduser()
+        self.storage: Storage = storage
+        self.max_bytes = check_count(max_bytes, "max_bytes") or default
+        self._entries: _Entries = (
+            _Memory(self.max_bytes) if self.path is None else CacheFile(self.path, self.max_bytes, ENTRY_OVERHEAD_BYTES)
+        )
+        self._lock = threading.Lock()
+        self._hits = self._misses = 0
+
+    @property
+    def stats(self) -> CacheStats:
+        """What the cache has done and holds."""
+        entries, size = self._entries.size()
+        with self._lock:
+            return CacheStats(
+                hits=self._hits, misses=self._misses, evicted=self._entries.evicted, entries=entries, bytes=size
+            )
+
+    def get(self, identity: str, texts: Sequence[str]) -> list[NDArray[np.float32] | None]:
+        """Return the vector of each text, float32 and flat, or `None`."""
+        keys = [_key(identity, text) for text in texts]
+        found = self._entries.get(keys)
+        hits = sum(key in found for key in keys)
+        with self._lock:
+            self._hits += hits
+            self._misses += len(keys) - hits
+        width = np.dtype(f"<{'f4' if self.storage == 'float32' else 'f2'}")
+        return [np.frombuffer(found[key], width).astype(np.float32) if key in found else None for key in keys]
+
+    def put(self, identity: str, texts: Sequence[str], vectors: Iterable[NDArray[np.float32]]) -> None:
+        """Store a vector, or any array, per text; all of them or, when the disk refuses, none."""
+        width = np.dtype(f"<{'f4' if self.storage == 'float32' else 'f2'}")
+        blobs = [np.asarray(vector, dtype=width).tobytes() for vector in vectors]
+        self._entries.put([(_key(identity, text), blob) for text, blob in zip(texts, blobs, strict=True)])
+
+    def clear(self) -> None:
+        """Drop all vectors."""
+        self._entries.clear()
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        self._entries.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as configuration: a file is shared, memory starts empty."""
+        return _rebuild, (self.path, self.max_bytes, self.storage)
+
+    def __repr__(self) -> str:
+        """Show where and how large."""
+        where = "memory" if self.path is None else str(self.path)
+        return f"VectorCache({where!r}, max_bytes={self.max_bytes}, storage={self.storage!r})"
+
+
+def _rebuild(path: Path | None, max_bytes: int, storage: Storage) -> VectorCache:
+    return VectorCache(path, max_bytes=max_bytes, storage=storage)
+
+
+def _key(identity: str, text: str) -> bytes:
+    return hashlib.blake2b(f"{identity}\0{text}".encode(), digest_size=20).digest()
+
+
+class _Memory:
+    """The least recently used entry is first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.evicted = 0
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._rows: OrderedDict[bytes, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        with self._lock:
+            found = {key: self._rows[key] for key in keys if key in self._rows}
+            for key in found:
+                self._rows.move_to_end(key)
+            return found
+
+    def put(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        with self._lock:
+            for key, blob in rows:
+                replaced = self._rows.pop(key, None)
+                self._bytes += _size(blob) - (0 if replaced is None else _size(replaced))
+                self._rows[key] = blob
+            while self._bytes > self._max_bytes:
+                _, dropped = self._rows.popitem(last=False)
+                self._bytes -= _size(dropped)
+                self.evicted += 1
+
+    def size(self) -> tuple[int, int]:
+        with self._lock:
+            return len(self._rows), self._bytes
+
+    def clear(self) -> None:
+        with self._lock:
+            self._rows.clear()
+            self._bytes = 0
+
+    def close(self) -> None:
+        """Keep the vectors: they are nowhere else."""
+
+
+def _size(blob: bytes) -> int:
+    return len(blob) + ENTRY_OVERHEAD_BYTES
+
+
+def check_cache(cache: VectorCache | str | os.PathLike[str] | None) -> VectorCache | None:
+    """Return the cache that an option names.
+
+    Raises:
+        ConfigurationError: It is neither a cache nor a path.
+    """
+    if isinstance(cache, str | os.PathLike):
+        return VectorCache(cache)
+    if cache is not None and not isinstance(cache, VectorCache):
+        raise ConfigurationError(f"vector_cache={cache!r} is not allowed. Pass a VectorCache, or the path of its file.")
+    return cache
+
+
+def cached_vectors(
+    cache: VectorCache,
+    identity: str,
+    texts: Sequence[str],
+    compute: Callable[[Sequence[str]], Steps[NDArray[np.float32]]],
+    portion: Callable[[], int],
+    on_progress: Callable[[int], object],
+) -> Steps[NDArray[np.float32]]:
+    """Return a vector per text, computing those that the cache lacks and storing them portion by portion.
+
+    Args:
+        cache: Where vectors are looked up and stored.
+        identity: What changes vectors, the role included.
+        texts: Distinct texts.
+        compute: Gives float32 of shape (number of texts, dimension).
+        portion: Says about how many characters to compute between two writes: what a killed process loses at most.
+        on_progress: Called with the number of texts just found or stored.
+    """
+    found = cache.get(identity, texts)
+    missing = [index for index, vector in enumerate(found) if vector is None]
+    on_progress(len(texts) - len(missing))
+    for part in _portions(texts, missing, portion() if missing else 0):
+        vectors = yield from compute([texts[index] for index in part])
+        cache.put(identity, [texts[index] for index in part], vectors)
+        for index, vector in zip(part, vectors, strict=True):
+            found[index] = vector
+        on_progress(len(part))
+    return np.stack([vector for vector in found if vector is not None])
+
+
+def _portions(texts: Sequence[str], indices: Sequence[int], characters: int) -> Iterator[list[int]]:
+    part: list[int] = []
+    size = 0
+    for index in indices:
+        part.append(index)
+        size += len(texts[index])
+        if size >= characters or len(part) == MOST_AT_ONCE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

@@ -106,7 +106,7 @@ def test_newlines_reach_the_tokenizer(subjects: Subjects, same: Same, line_reade
 
 @pytest.mark.defect(4)
 def test_nested_model_kwargs_are_taken(subjects: Subjects) -> None:
-    nested = {"model_kwargs": {"torch_dtype": "bfloat16"}}
+    nested = {"model_kwargs": {"torch_dtype": "float16"}}
     half = subjects.bge_embeddings(model_name=EMBEDDER, model_kwargs=nested).embed_documents(["panda"])
     full = subjects.bge_embeddings(model_name=EMBEDDER).embed_documents(["panda"])
     assert 1e-5 < np.abs(np.subtract(half, full)).max() < 0.05

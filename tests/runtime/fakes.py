@@ -6,14 +6,17 @@ import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 
+from bge_runtime import ConfigurationError
+from bge_runtime.backends.packed.int8 import check_int8
 from bge_runtime.engine.counters import Counters
 from bge_runtime.engine.engine import Engine, Job
 from bge_runtime.engine.hooks import Hooks, Place
 from bge_runtime.engine.replica import Replica
 from bge_runtime.inputs.tokenizing import TokenSequence
 
-__all__ = ["TIMEOUT_S", "FakeBackend", "engine_over", "hold", "job_of", "values"]
+__all__ = ["TIMEOUT_S", "FakeBackend", "engine_over", "hold", "job_of", "skip_where_int8_cannot_run", "values"]
 
 TIMEOUT_S = 10
 
@@ -75,3 +78,13 @@ def hold(engine: Engine, backend: FakeBackend) -> Job:
     job = engine.submit(job_of(999))
     assert backend.started.wait(TIMEOUT_S)
     return job
+
+
+def skip_where_int8_cannot_run(precision: str) -> None:
+    """Skip a test of packed int8 on processors that it refuses, with the reason that users get."""
+    if precision != "int8":
+        return
+    try:
+        check_int8()
+    except ConfigurationError as error:
+        pytest.skip(str(error))

@@ -13,6 +13,7 @@ import bge_runtime
 from bge_runtime.backends.packed.int8 import QuantizedLinear, check_int8
 from bge_runtime.backends.packed.linear import Linear
 from tests.checkpoints import two_label_folder
+from tests.runtime.fakes import skip_where_int8_cannot_run
 
 EXTRACT = "tests/data/scifact_small/corpus.jsonl"
 
@@ -25,10 +26,7 @@ def passages(count):
 @pytest.fixture
 def vnni():
     """The tests of results need a processor that runs int8."""
-    try:
-        check_int8()
-    except bge_runtime.ConfigurationError as error:
-        pytest.skip(str(error))
+    skip_where_int8_cannot_run("int8")
 
 
 @pytest.mark.parametrize("activation", ["none", "gelu"])

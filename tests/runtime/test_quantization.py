@@ -131,8 +131,10 @@ def test_vectors_of_a_file_score_the_candidates(vectors, tmp_path):
     corpus = quantize_embeddings(vectors, "ubinary")
     indices, scores = search_quantized(vectors[:7], corpus, top_k=300, vectors=on_disk)
     products = vectors[:7] @ vectors.T
-    np.testing.assert_array_equal(indices, np.argsort(-products, axis=1, kind="stable"))
+    # Not the order of the indices: scores that differ in their last digit change places with the matrix library.
+    np.testing.assert_allclose(scores, -np.sort(-products, axis=1), atol=1e-5)
     np.testing.assert_allclose(scores, np.take_along_axis(products, indices, axis=1), atol=1e-5)
+    assert all(len(set(row)) == 300 for row in indices)
 
 
 def test_equal_scores_keep_the_order_of_the_rows(vectors):

@@ -48,8 +48,13 @@ class Conversion:
     probes: tuple[Probe, ...]
 
 
-def convert(request: LoadRequest, backend: str) -> Conversion:
+def convert(request: LoadRequest, backend: str, int8_levels: int) -> Conversion:
     """Load a model, run it on probes and calibration texts, and return its parts.
+
+    Args:
+        request: The model.
+        backend: Who asks, for messages.
+        int8_levels: Steps between zero and an output's largest weight in int8.
 
     Raises:
         UnsupportedModelError: Its architecture cannot be exported.
@@ -64,7 +69,7 @@ def convert(request: LoadRequest, backend: str) -> Conversion:
     weights = read(source.model)
     held = source.bytes
     if request.precision == "int8":
-        weights = quantize(weights, _input_ranges(source, request))
+        weights = quantize(weights, _input_ranges(source, request), int8_levels)
         held -= 3 * sum(linear.weight.size for layer in weights.layers for linear in layer.linears)
     return Conversion(
         weights=weights,

@@ -58,6 +58,11 @@ class Runtime(Protocol):
     package: str
     precisions: tuple[str, ...]
 
+    @property
+    def int8_levels(self) -> int:
+        """Steps between zero and an output's largest weight in int8, on this processor; 127 at most."""
+        ...
+
     def build(self, weights: EncoderWeights) -> Graph:
         """Return the graph of an encoder."""
         ...
@@ -118,6 +123,7 @@ def _key(request: LoadRequest, runtime: Runtime) -> str:
         _stored_precision(request.precision),
         calibration_digest(request.calibration) if request.precision == "int8" else None,
         [request.model_kwargs, request.processor_kwargs, request.config_kwargs],
+        *([] if request.precision != "int8" or runtime.int8_levels == 127 else [runtime.int8_levels]),
         *([] if request.adapter is None else [adapter_digest(request.adapter)]),
     ]
     return hashlib.sha256(json.dumps(parts, default=repr, sort_keys=True).encode()).hexdigest()[:32]
@@ -165,7 +171,7 @@ def _export(request: LoadRequest, runtime: Runtime, entry: Path) -> Backend:
     from bge_runtime.backends.exported.conversion import convert  # imports torch, which a warm cache does without
 
     logger.info("Exporting %r for %s (%s), once.", request.name, runtime.name, request.precision)
-    made = convert(request, runtime.name)
+    made = convert(request, runtime.name, runtime.int8_levels)
     graph = runtime.build(made.weights)
     backend = _checked(graph.open(request.precision), made.tokenizing, made.facts, made.probes, request)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 MODEL = "model.xml"
+# x86 processors without VNNI add two products of a byte and a weight in 16 bits, which saturate. Smaller weights keep
+# them apart. Lowest cosine with float32 of 60 abstracts, all-MiniLM-L6-v2 on AVX2: 127 levels 0.9911, 95 0.9954,
+# 80 0.9952, 63 (where no sum can saturate) 0.9938.
+LEVELS_OF_16_BIT_SUMS = 95
 
 
 def load(request: LoadRequest) -> Backend:
@@ -30,6 +35,10 @@ class _OpenVINO:
     package = "openvino"
     precisions: tuple[str, ...] = ("float32", "bfloat16", "int8")
 
+    @property
+    def int8_levels(self) -> int:
+        return 127 if _adds_in_32_bits() else LEVELS_OF_16_BIT_SUMS
+
     def build(self, weights: EncoderWeights) -> Graph:
         from bge_runtime.backends.exported.openvino_graph import build
 
@@ -37,6 +46,13 @@ class _OpenVINO:
 
     def open(self, folder: Path, precision: str) -> Session:
         return _Compiled(folder / MODEL, precision)
+
+
+def _adds_in_32_bits() -> bool:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    facts = Path("/proc/cpuinfo")
+    return facts.exists() and "vnni" in facts.read_text(encoding="ascii", errors="replace")
 
 
 class _Model:

@@ -149,28 +149,36 @@ def linear_inputs(model: Any) -> dict[tuple[int, str], Any]:
     return found
 
 
-def quantize(weights: EncoderWeights, ranges: Mapping[tuple[int, str], Range]) -> EncoderWeights:
-    """Return the weights with int8 versions of the layers' linear maps; tables and head stay float32."""
+def quantize(
+    weights: EncoderWeights, ranges: Mapping[tuple[int, str], Range], levels: int = LEVELS // 2
+) -> EncoderWeights:
+    """Return the weights with int8 versions of the layers' linear maps; tables and head stay float32.
+
+    Args:
+        weights: Those of the model.
+        ranges: Of each linear layer's input, by layer number and name.
+        levels: Steps between zero and the largest weight of an output, 127 at most.
+    """
     layers = tuple(
         replace(
             layer,
-            qkv=_quantized(layer.qkv, ranges[number, "qkv"]),
-            attended=_quantized(layer.attended, ranges[number, "attended"]),
-            up=_quantized(layer.up, ranges[number, "up"]),
-            down=_quantized(layer.down, ranges[number, "down"]),
+            qkv=_quantized(layer.qkv, ranges[number, "qkv"], levels),
+            attended=_quantized(layer.attended, ranges[number, "attended"], levels),
+            up=_quantized(layer.up, ranges[number, "up"], levels),
+            down=_quantized(layer.down, ranges[number, "down"], levels),
         )
         for number, layer in enumerate(weights.layers)
     )
     return replace(weights, layers=layers)
 
 
-def _quantized(linear: Linear, seen: Range) -> Linear:
+def _quantized(linear: Linear, seen: Range, levels: int) -> Linear:
     """Round weights per output channel and the input as a whole, after evening out the input's channels."""
     largest = np.maximum(np.maximum(np.abs(seen.low), np.abs(seen.high)), 1e-5)
     columns = np.maximum(np.abs(linear.weight).max(axis=0), 1e-5)
     smoothing = (largest**SMOOTHING / columns ** (1 - SMOOTHING)).astype(np.float32)
     weight = linear.weight * smoothing
-    scale = np.maximum(np.abs(weight).max(axis=1), 1e-12) / 127
+    scale = np.maximum(np.abs(weight).max(axis=1), 1e-12) / levels
     low = min(float((seen.low / smoothing).min()), 0.0)
     high = max(float((seen.high / smoothing).max()), 0.0)
     step = max((high - low) / LEVELS, 1e-12)

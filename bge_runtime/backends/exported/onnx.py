@@ -86,7 +86,7 @@ def _options() -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    # On CPUs without VNNI the product of uint8 and int8 saturates (cosines of 0.989); this makes the weights uint8 there.
+    # On CPUs without VNNI the product of uint8 and int8 saturates (cosines of 0.989): weights become uint8 there.
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3  # errors; they are raised as well
     options.enable_mem_pattern = False  # patterns are kept for each shape that is met

@@ -28,8 +28,8 @@ from bge_runtime.errors import (
 if TYPE_CHECKING:
     from bge_runtime.backends.devices import DeviceChoice, choose_device
     from bge_runtime.backends.execution import Execution, choose_execution
-    from bge_runtime.backends.head_outputs import EncodedTexts, lexical_score
     from bge_runtime.embedding.embedder import Embedder
+    from bge_runtime.embedding.heads import EncodedTexts
     from bge_runtime.embedding.index_identity import OnMismatch, bind_index
     from bge_runtime.embedding.vision import VisionEmbedder
     from bge_runtime.engine.hooks import (
@@ -42,23 +42,23 @@ if TYPE_CHECKING:
         UnloadEvent,
     )
     from bge_runtime.inputs.checks import check_text, check_texts
-    from bge_runtime.loading.store import LoadedModelInfo, add_hook, loaded_models, remove_hook, stats, unload_models
+    from bge_runtime.loading.loaded import LoadedModelInfo
+    from bge_runtime.loading.store import add_hook, loaded_models, remove_hook, stats, unload_models
     from bge_runtime.models.hub import download, locate
+    from bge_runtime.models.registry import get_spec, list_models, register_model
     from bge_runtime.models.spec import (
         DEFAULT_EMBEDDER,
         DEFAULT_OFFLINE_MODEL,
         DEFAULT_RERANKER,
         DEFAULT_SPARSE_EMBEDDER,
         ModelSpec,
-        get_spec,
-        list_models,
-        register_model,
     )
     from bge_runtime.reranking.ranking import Ranked, Ranking, order_scores
     from bge_runtime.reranking.reranker import Reranker
     from bge_runtime.reranking.token_index import TokenHit, TokenIndex
     from bge_runtime.vectors.cache import CacheStats, VectorCache
     from bge_runtime.vectors.quantization import quantization_ranges, quantize_embeddings, rescore, search_quantized
+    from bge_runtime.vectors.similarity import lexical_score
 
 try:
     __version__ = version("bge-integrations")
@@ -74,12 +74,12 @@ _HOME = {
     "DEFAULT_SPARSE_EMBEDDER": "models.spec",
     "DeviceChoice": "backends.devices",
     "Embedder": "embedding.embedder",
-    "EncodedTexts": "backends.head_outputs",
+    "EncodedTexts": "embedding.heads",
     "ErrorEvent": "engine.hooks",
     "Execution": "backends.execution",
     "Hook": "engine.hooks",
     "LoadEvent": "engine.hooks",
-    "LoadedModelInfo": "loading.store",
+    "LoadedModelInfo": "loading.loaded",
     "ModelEvent": "engine.hooks",
     "ModelSpec": "models.spec",
     "OnMismatch": "embedding.index_identity",
@@ -99,15 +99,15 @@ _HOME = {
     "choose_device": "backends.devices",
     "choose_execution": "backends.execution",
     "download": "models.hub",
-    "get_spec": "models.spec",
-    "lexical_score": "backends.head_outputs",
-    "list_models": "models.spec",
+    "get_spec": "models.registry",
+    "lexical_score": "vectors.similarity",
+    "list_models": "models.registry",
     "loaded_models": "loading.store",
     "locate": "models.hub",
     "order_scores": "reranking.ranking",
     "quantization_ranges": "vectors.quantization",
     "quantize_embeddings": "vectors.quantization",
-    "register_model": "models.spec",
+    "register_model": "models.registry",
     "remove_hook": "loading.store",
     "rescore": "vectors.quantization",
     "search_quantized": "vectors.quantization",

@@ -37,6 +37,7 @@ __all__ = [
     "UnknownArgumentError",
     "UnsafeWeightsError",
     "UnsupportedModelError",
+    "check_count",
 ]
 
 
@@ -124,3 +125,14 @@ class OutOfMemoryError(BackendError, MemoryError):
 
 class EngineStoppedError(BackendError):
     """The worker of a model ended while this call was pending; the next call starts a new one."""
+
+
+def check_count(value: Any, name: str) -> int | None:
+    """Return a positive whole number or `None`.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ConfigurationError(f"{name}={value!r} is not allowed. Pass a whole number of at least 1, or None.")

@@ -6,9 +6,17 @@ import time
 from importlib.util import find_spec as find_module
 from typing import TYPE_CHECKING
 
-from bge_runtime.engine.hooks import BatchEvent, ErrorEvent, Hook, LoadEvent, ModelEvent, OutOfMemoryEvent, UnloadEvent
-from bge_runtime.errors import ConfigurationError
-from bge_runtime.loading.store import STORE
+from bge_runtime import (
+    BatchEvent,
+    ConfigurationError,
+    ErrorEvent,
+    Hook,
+    LoadEvent,
+    ModelEvent,
+    OutOfMemoryEvent,
+    UnloadEvent,
+    add_hook,
+)
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
@@ -165,9 +173,7 @@ def observe() -> list[str]:
     }
     found = [name for name, (module, _) in kinds.items() if find_module(module) is not None]
     for name in found:
-        kind = kinds[name][1]
-        if not any(isinstance(hook, kind) for hook in STORE.hooks.active):
-            STORE.hooks.add(kind())
+        add_hook(kinds[name][1], once=True)
     return found
 
 

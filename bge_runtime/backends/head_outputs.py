@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EncodedTexts", "TextOutputs", "lexical_score", "pack_outputs", "unpack_outputs"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedTexts:
-    """Vectors of several kinds, each in input order; `None` for kinds that were not asked for.
-
-    Attributes:
-        dense: Array float32 of shape (number of texts, dimension), of length 1 if the embedder normalises.
-        sparse: Lexical weights, one mapping of token id to weight per text. Weights are positive; the score of a
-            pair is the sum over shared tokens of their products (see `lexical_score`).
-        multi_vector: One array float32 of shape (tokens - 1, dimension) per text: unit vectors of all tokens but
-            the first.
-    """
-
-    dense: NDArray[np.float32] | None = None
-    sparse: list[dict[int, float]] | None = None
-    multi_vector: list[NDArray[np.float32]] | None = None
+__all__ = ["TextOutputs", "pack_outputs", "unpack_outputs"]
 
 
 class TextOutputs(NamedTuple):
@@ -65,9 +46,3 @@ def unpack_outputs(row: NDArray[np.float32]) -> TextOutputs:
     count, width = int(row[0]), int(row[1])
     dense, ids, weights, vectors = np.split(row[2:], [width, width + count, width + 2 * count])
     return TextOutputs(dense, ids.astype(np.int64), weights, vectors.reshape(-1, width))
-
-
-def lexical_score(query: Mapping[int, float], document: Mapping[int, float]) -> float:
-    """Return the sum over shared tokens of the products of their weights."""
-    small, large = (query, document) if len(query) <= len(document) else (document, query)
-    return sum(weight * large[token] for token, weight in small.items() if token in large)

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.embedding.heads import MultiOutputEncoder
+from bge_runtime.embedding import dense, heads
 from bge_runtime.embedding.instructions import Example, Role, check_examples
-from bge_runtime.engine.flow import arun, run
-from bge_runtime.inputs.checks import check_count, check_text, check_texts
-from bge_runtime.loading.model import Truncation
+from bge_runtime.embedding.settings import Encoding, Vectors
+from bge_runtime.engine.call import Rows
+from bge_runtime.engine.deadline import Deadline
+from bge_runtime.engine.flow import Flow, run
+from bge_runtime.errors import ConfigurationError, check_count
+from bge_runtime.inputs.checks import check_text, check_texts
+from bge_runtime.loading.loaded import LoadedModel
+from bge_runtime.loading.model import Model
+from bge_runtime.loading.options import LoadingOptions, with_loading_options
+from bge_runtime.loading.runner import Runner, Truncation
 from bge_runtime.loading.source import ModelSource
-from bge_runtime.loading.store import STORE
+from bge_runtime.loading.store import arun
 from bge_runtime.models.spec import DEFAULT_EMBEDDER, ModelSpec
-from bge_runtime.vectors.cache import VectorCache
+from bge_runtime.vectors.cache import VectorCache, check_cache
+from bge_runtime.vectors.similarity import unit_rows
 
 __all__ = ["Embedder"]
 
 
-class Embedder(MultiOutputEncoder):
+class Embedder(Model):
     """An embedding model: queries and documents in, float32 vectors out.
 
     Nothing is loaded before the first call. Embedders that differ only in instructions, lengths, pooling or
     normalisation share one copy of the weights and one queue with every other caller in the process.
     """
 
+    @with_loading_options
     def __init__(
         self,
         model: str | os.PathLike[str] | ModelSpec = DEFAULT_EMBEDDER,
@@ -47,22 +57,7 @@ class Embedder(MultiOutputEncoder):
         batch_tokens: int | None = None,
         show_progress: bool = False,
         vector_cache: VectorCache | str | os.PathLike[str] | None = None,
-        device: str | None = None,
-        precision: str | None = None,
-        backend: str = "auto",
-        calibration: str | os.PathLike[str] | None = None,
-        devices: Sequence[str] | None = None,
-        keep_alive_s: float | None = None,
-        revision: str | None = None,
-        token: str | None = None,
-        cache_folder: str | None = None,
-        local_files_only: bool = False,
-        trust_remote_code: bool = False,
-        base_model: str | None = None,
-        adapter: str | os.PathLike[str] | None = None,
-        model_kwargs: Mapping[str, Any] | None = None,
-        processor_kwargs: Mapping[str, Any] | None = None,
-        config_kwargs: Mapping[str, Any] | None = None,
+        **loading: Unpack[LoadingOptions],
     ) -> None:
         """Describe the model; errors that need no files are raised here.
 
@@ -84,66 +79,102 @@ class Embedder(MultiOutputEncoder):
             batch_tokens: Most padded tokens in a forward pass; `None` takes the device's default.
             show_progress: Whether to show a progress bar on standard error.
             vector_cache: Remembers vectors: a `VectorCache`, or the path of its file; `None` remembers nothing.
-            device: `cpu`, `cuda`, `cuda:N`, `mps`; `None` chooses.
-            precision: `float32`, `float16`, `bfloat16`, `int8` (CPUs); `None` chooses: float32 on CPUs.
-            backend: Way of executing: `packed`, `torch`, `onnx`, `openvino`; `auto` chooses.
-            calibration: File with one text per line, like those to embed, that an int8 export is calibrated on.
-            devices: Devices that each hold a replica and work off one queue, instead of `device`.
-            keep_alive_s: Seconds without work after which the weights are freed, until the next call; `None` never.
-            revision: Branch, tag or commit on the hub.
-            token: Access token for private models.
-            cache_folder: Hugging Face cache folder; `None` is the usual one.
-            local_files_only: Never use the network.
-            trust_remote_code: Whether the repository's own Python code may run.
-            base_model: Row of the model table that a fine-tuned model comes from.
-            adapter: LoRA adapter, a folder that peft saved or a hub id; it is added to the weights on loading.
-            model_kwargs: Extra arguments for the transformers model.
-            processor_kwargs: Extra arguments for the tokenizer.
-            config_kwargs: Extra arguments for the configuration.
+            **loading: See `LoadingOptions`.
 
         Raises:
             ConfigurationError: An argument has a wrong value.
             ModelNotFoundError: The name cannot be a model.
             UnsupportedModelError: The model's kind cannot run.
         """
-        instructions = {
+        source = ModelSource.of(model, loading)
+        super().__init__(
+            Runner(
+                source,
+                "embed",
+                max_length=max_length,
+                truncation=truncation,
+                batch_size=batch_size,
+                batch_tokens=batch_tokens,
+                show_progress=show_progress,
+            )
+        )
+        self._given = {
             "query_instruction": query_instruction,
             "document_instruction": document_instruction,
             "task": task,
             "examples": check_examples(examples),
             "legacy": legacy,
         }
-        source = ModelSource(
-            model=model,
-            device=device,
-            precision=precision,
-            backend=backend,
-            calibration=calibration,
-            devices=devices,
-            keep_alive_s=keep_alive_s,
-            revision=revision,
-            token=token,
-            cache_folder=cache_folder,
-            local_files_only=local_files_only,
-            trust_remote_code=trust_remote_code,
-            base_model=base_model,
-            adapter=adapter,
-            model_kwargs=model_kwargs or {},
-            processor_kwargs=processor_kwargs or {},
-            config_kwargs=config_kwargs or {},
+        self._normalize = normalize
+        self._truncate_dim = check_count(truncate_dim, "truncate_dim")
+        self._cache = check_cache(vector_cache)
+        self._check_known()
+
+    @property
+    def query_instruction(self) -> str:
+        """Instruction that queries get; empty when none."""
+        return self.encoding.instructions.query
+
+    @property
+    def document_instruction(self) -> str:
+        """Instruction that documents get; empty when none."""
+        return self.encoding.instructions.document
+
+    @property
+    def normalize(self) -> bool:
+        """Whether vectors have length 1."""
+        return self.encoding.normalize
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector; known without loading weights."""
+        return self.encoding.dimension
+
+    @property
+    def vector_cache(self) -> VectorCache | None:
+        """Where vectors are remembered."""
+        return self._cache
+
+    @property
+    def identity(self) -> str:
+        """Digest of exactly what changes vectors; needs the model's files, not its weights in memory.
+
+        Weights, instructions, pooling, normalisation, dimension, maximum length and the precision class are part
+        of it; device, float width and batching are not.
+        """
+        return self.encoding.identity
+
+    @property
+    def document_identity(self) -> str:
+        """Like `identity`, without the query side: what an index of documents depends on."""
+        return self.encoding.document_identity
+
+    @property
+    def token_identity(self) -> str:
+        """Like `identity`, for `encode_tokens`: neither instructions nor pooling matter."""
+        return self.encoding.token_identity
+
+    @property
+    def output_identity(self) -> str:
+        """Like `token_identity`, for the outputs of further heads."""
+        return self.encoding.output_identity
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """What is done to texts, settled when the model's facts are known."""
+        _ = self.spec
+        return Encoding.of(
+            self.source,
+            self._given,
+            normalize=self._normalize,
+            truncate_dim=self._truncate_dim,
+            max_length=self._runner.max_length,
         )
-        super().__init__(
-            source,
-            instructions,
-            normalize=normalize,
-            truncate_dim=truncate_dim,
-            vector_cache=vector_cache,
-            max_length=max_length,
-            truncation=truncation,
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
-            show_progress=show_progress,
-        )
+
+    def warm_up(self) -> Self:
+        """Load the weights ahead of the first call."""
+        self._hold()
+        return self
 
     def encode_queries(self, texts: Iterable[str], *, show_progress: bool | None = None) -> NDArray[np.float32]:
         """Embed queries, each with the query instruction.
@@ -167,13 +198,13 @@ class Embedder(MultiOutputEncoder):
 
     async def aencode_queries(self, texts: Iterable[str], *, show_progress: bool | None = None) -> NDArray[np.float32]:
         """Embed queries without blocking the event loop; see `encode_queries`."""
-        return await arun(self._vectors(texts, "query", show_progress), STORE.pool)
+        return await arun(self._vectors(texts, "query", show_progress))
 
     async def aencode_documents(
         self, texts: Iterable[str], *, show_progress: bool | None = None
     ) -> NDArray[np.float32]:
         """Embed documents without blocking the event loop; see `encode_queries`."""
-        return await arun(self._vectors(texts, "document", show_progress), STORE.pool)
+        return await arun(self._vectors(texts, "document", show_progress))
 
     def stream_documents(self, texts: Iterable[str], *, window: int = 2048) -> Iterator[NDArray[np.float32]]:
         """Embed documents from any iterable, holding `window` of them at a time.
@@ -194,22 +225,111 @@ class Embedder(MultiOutputEncoder):
         Returns:
             One array float32 of shape (tokens, hidden size) per text, in input order.
         """
-        rows = run(self.token_steps(check_texts(texts), bulk=role == "document"))
-        self._note_truncation(rows.cut, len(rows.values))
+        rows = run(self.read_tokens(check_texts(texts), bulk=role == "document"))
+        self._runner.note_truncation(rows.cut, len(rows.values))
         return rows.values
 
     def count_tokens(self, texts: Iterable[str]) -> list[int]:
         """Return how many tokens each text has, special tokens included, uncut and without instructions."""
-        return self._acquire().tokenizing.count(check_texts(texts))
+        return self._hold().tokenizing.count(check_texts(texts))
 
     def token_offsets(self, text: str) -> list[tuple[int, int]]:
         """Return start and end, in characters, of every content token of `text`."""
-        return self._acquire().tokenizing.offsets(check_text(text))
+        return self._hold().tokenizing.offsets(check_text(text))
+
+    def encode_all(
+        self,
+        texts: Iterable[str],
+        *,
+        role: Role = "document",
+        outputs: heads.Outputs | None = None,
+        show_progress: bool | None = None,
+    ) -> heads.EncodedTexts:
+        """Embed texts in several ways with one forward pass each.
+
+        Args:
+            texts: Any iterable of strings.
+            role: `query` or `document`: whose instruction they get.
+            outputs: Some of the model's `spec.outputs`; `None` is all of them.
+            show_progress: Overrides the constructor's value.
+
+        Returns:
+            The vectors, each kind in input order.
+
+        Raises:
+            ConfigurationError: The model has no such output.
+            ModelNotFoundError: The model's folder lacks the trained heads.
+            InputError: Something is not a string, or too long with `truncation="error"`.
+        """
+        return run(self._encoded(texts, role, outputs, show_progress))
+
+    async def aencode_all(
+        self,
+        texts: Iterable[str],
+        *,
+        role: Role = "document",
+        outputs: heads.Outputs | None = None,
+        show_progress: bool | None = None,
+    ) -> heads.EncodedTexts:
+        """Embed texts in several ways without blocking the event loop; see `encode_all`."""
+        return await arun(self._encoded(texts, role, outputs, show_progress))
+
+    def encode_sparse(
+        self, texts: Iterable[str], *, role: Role = "document", show_progress: bool | None = None
+    ) -> list[dict[int, float]]:
+        """Return the lexical weights of each text, token id to weight; see `EncodedTexts.sparse`.
+
+        Texts that were embedded densely just before cost no forward pass, once `expect_sparse` was called.
+        """
+        return run(heads.sparse(self._runner, self.encoding, texts, role, show_progress))
+
+    async def aencode_sparse(
+        self, texts: Iterable[str], *, role: Role = "document", show_progress: bool | None = None
+    ) -> list[dict[int, float]]:
+        """Return lexical weights without blocking the event loop; see `encode_sparse`."""
+        return await arun(heads.sparse(self._runner, self.encoding, texts, role, show_progress))
+
+    def expect_sparse(self) -> None:
+        """Announce that sparse vectors of the texts that are embedded densely will be asked for.
+
+        As long as this object lives, every embedder of the same model then computes both with one forward pass and
+        remembers the other until it is asked for.
+
+        Raises:
+            ConfigurationError: The model is known to have no sparse output.
+        """
+        if self.known_spec is not None:
+            heads.check_outputs(self.spec, self.model, ("sparse",))
+        heads.EXPECTED.add(self, heads.model_key(self._runner))
+
+    def sparse_tokens(self, sparse: Mapping[int, float]) -> dict[str, float]:
+        """Return lexical weights by token, as the model's vocabulary writes it, in the order of `sparse`."""
+        tokenizing = self._hold().tokenizing
+        return {tokenizing.token(token): weight for token, weight in sparse.items()}
+
+    def read_tokens(
+        self,
+        texts: Sequence[str],
+        *,
+        output: Literal["tokens", "all"] = "tokens",
+        bulk: bool = False,
+        overlap: int | None = None,
+        deadline: Deadline | None = None,
+    ) -> Flow[Rows]:
+        """Body of comparisons token by token; see `heads.token_rows`."""
+        _ = self.spec
+        return heads.token_rows(self._runner, texts, output, bulk=bulk, overlap=overlap, deadline=deadline)
+
+    def read_cosines(self, query: str, documents: Sequence[str]) -> Flow[NDArray[np.float32]]:
+        """Body of the dense score of a query and documents, whatever `normalize` says."""
+        query_vectors = yield from self._vectors([query], "query", False)
+        document_vectors = yield from self._vectors(documents, "document", False)
+        return np.asarray(unit_rows(document_vectors) @ unit_rows(query_vectors)[0], dtype=np.float32)
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments, without the access token."""
         return {
-            **self._shared_options(),
+            **self._runner.options(),
             **self._given,
             "vector_cache": self._cache,
             "normalize": self._normalize,
@@ -220,4 +340,43 @@ class Embedder(MultiOutputEncoder):
         """Show the model and the instructions in force."""
         known = self.source.known_spec is not None
         shown = f"query_instruction={self.query_instruction!r}, " if known else ""
-        return f"Embedder({self.model!r}, {shown}max_length={self.max_length if known else self._max_length})"
+        return f"Embedder({self.model!r}, {shown}max_length={self.max_length if known else self._runner.own_length})"
+
+    def _check_known(self) -> None:
+        if self.known_spec is not None:
+            _ = self.encoding
+
+    def _check_spec(self, spec: ModelSpec) -> None:
+        super()._check_spec(spec)
+        if spec.kind not in ("embedder", "vision"):
+            raise ConfigurationError(f"{self.model!r} is a {spec.kind}, not an embedder. Use Reranker for it.")
+
+    def _hold(self) -> LoadedModel:
+        _ = self.encoding
+        return self._runner.hold()
+
+    def _vectors(self, texts: Iterable[str], role: Role, show_progress: bool | None) -> Flow[Vectors]:
+        return dense.vectors(
+            self._runner, self.encoding, texts, role, show_progress, compute=self._compute, cache=self._cache
+        )
+
+    def _encoded(
+        self, texts: Iterable[str], role: Role, outputs: heads.Outputs | None, show_progress: bool | None
+    ) -> Flow[heads.EncodedTexts]:
+        return heads.encoded(
+            self._runner,
+            self.encoding,
+            texts,
+            role,
+            outputs,
+            show_progress,
+            compute=self._compute,
+            cache=self._cache,
+        )
+
+    @property
+    def _compute(self) -> dense.Compute:
+        """Dense vectors alone, unless the model has sparse ones and somebody will ask for them."""
+        if "sparse" in self.spec.outputs and heads.model_key(self._runner) in heads.EXPECTED:
+            return heads.dense_too
+        return dense.computed

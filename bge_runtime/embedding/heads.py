@@ -1,214 +1,258 @@
-"""Embedders with several heads: dense, sparse and multi-vector from one forward pass."""
+"""Further outputs of models with several heads (bge-m3): sparse and multi-vector, from the pass of the dense one.
+
+No other model's path comes through here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.backends import Output
-from bge_runtime.backends.head_outputs import EncodedTexts, TextOutputs, unpack_outputs
-from bge_runtime.embedding.instructions import Framed, Role
-from bge_runtime.embedding.memo import Kind
-from bge_runtime.embedding.settings import TextEncoder, unit_rows
+from bge_runtime.backends.base import Output
+from bge_runtime.backends.head_outputs import TextOutputs, unpack_outputs
+from bge_runtime.embedding.dense import Compute, vectors
+from bge_runtime.embedding.instructions import Role
+from bge_runtime.embedding.settings import Encoding, Vectors
+from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
-from bge_runtime.engine.flow import Steps, arun, run
+from bge_runtime.engine.flow import Flow
 from bge_runtime.errors import ConfigurationError, ModelNotFoundError
 from bge_runtime.inputs.checks import check_texts
-from bge_runtime.loading.model import Rows
-from bge_runtime.loading.store import STORE, LoadedModel
+from bge_runtime.inputs.tokenizing import Framed
+from bge_runtime.loading.loaded import LoadedModel
+from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.models.hub import HEADS, head_files
+from bge_runtime.models.spec import ModelSpec
+from bge_runtime.vectors.cache import VectorCache
+from bge_runtime.vectors.similarity import unit_rows
 
-__all__ = ["MultiOutputEncoder"]
+__all__ = ["EXPECTED", "EncodedTexts", "Outputs", "check_outputs", "encoded", "model_key", "sparse", "token_rows"]
 
 Outputs = Sequence[Literal["dense", "sparse", "multi_vector"]]
+Kind = Literal["dense", "sparse"]
+
+MOST_ENTRIES = 8192  # a store writes a few thousand texts at a time, densely and then sparsely
 
 
-class MultiOutputEncoder(TextEncoder):
-    """What makes vectors of several kinds of texts, where the model has heads for them."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedTexts:
+    """Vectors of several kinds, each in input order; `None` for kinds that were not asked for.
 
-    def encode_all(
-        self,
-        texts: Iterable[str],
-        *,
-        role: Role = "document",
-        outputs: Outputs | None = None,
-        show_progress: bool | None = None,
-    ) -> EncodedTexts:
-        """Embed texts in several ways with one forward pass each.
+    Attributes:
+        dense: Array float32 of shape (number of texts, dimension), of length 1 if the embedder normalises.
+        sparse: Lexical weights, one mapping of token id to weight per text. Weights are positive; the score of a
+            pair is the sum over shared tokens of their products (see `lexical_score`).
+        multi_vector: One array float32 of shape (tokens - 1, dimension) per text: unit vectors of all tokens but
+            the first.
+    """
 
-        Args:
-            texts: Any iterable of strings.
-            role: `query` or `document`: whose instruction they get.
-            outputs: Some of the model's `spec.outputs`; `None` is all of them.
-            show_progress: Overrides the constructor's value.
+    dense: NDArray[np.float32] | None = None
+    sparse: list[dict[int, float]] | None = None
+    multi_vector: list[NDArray[np.float32]] | None = None
 
-        Returns:
-            The vectors, each kind in input order.
 
-        Raises:
-            ConfigurationError: The model has no such output.
-            ModelNotFoundError: The model's folder lacks the trained heads.
-            InputError: Something is not a string, or too long with `truncation="error"`.
-        """
-        return run(self._encoded(texts, role, outputs, show_progress))
+class Expected:
+    """Who expects sparse vectors of which model, and what dense calls have computed of them on the way.
 
-    async def aencode_all(
-        self,
-        texts: Iterable[str],
-        *,
-        role: Role = "document",
-        outputs: Outputs | None = None,
-        show_progress: bool | None = None,
-    ) -> EncodedTexts:
-        """Embed texts in several ways without blocking the event loop; see `encode_all`."""
-        return await arun(self._encoded(texts, role, outputs, show_progress), STORE.pool)
+    A vector store asks for the dense vectors of its texts, and then for the sparse ones. While an object that will
+    ask for sparse vectors lives, either call keeps what its forward pass gave for the other.
+    """
 
-    def encode_sparse(
-        self, texts: Iterable[str], *, role: Role = "document", show_progress: bool | None = None
-    ) -> list[dict[int, float]]:
-        """Return the lexical weights of each text, token id to weight; see `EncodedTexts.sparse`.
+    def __init__(self) -> None:
+        """Start empty."""
+        self._lock = threading.Lock()
+        self._views = WeakKeyDictionary[object, Hashable]()
+        self._found = WeakKeyDictionary[LoadedModel, OrderedDict[tuple[Kind, int, Hashable], Any]]()
 
-        Texts that were embedded densely just before cost no forward pass, once `expect_sparse` was called.
-        """
-        return run(self._sparse(texts, role, show_progress))
+    def add(self, view: object, model: Hashable) -> None:
+        """Note that sparse vectors of a model will be asked for as long as `view` lives."""
+        with self._lock:
+            self._views[view] = model
 
-    async def aencode_sparse(
-        self, texts: Iterable[str], *, role: Role = "document", show_progress: bool | None = None
-    ) -> list[dict[int, float]]:
-        """Return lexical weights without blocking the event loop; see `encode_sparse`."""
-        return await arun(self._sparse(texts, role, show_progress), STORE.pool)
+    def __contains__(self, model: Hashable) -> bool:
+        """Whether sparse vectors of a model will be asked for."""
+        with self._lock:
+            return model in self._views.values()
 
-    def expect_sparse(self) -> None:
-        """Announce that sparse vectors of the texts that are embedded densely will be asked for.
+    def put(self, loaded: LoadedModel, kind: Kind, max_length: int, texts: Sequence[Hashable], values: Any) -> None:
+        """Keep the results of texts that were cut to `max_length` tokens; the oldest go first."""
+        with self._lock:
+            found = self._found.setdefault(loaded, OrderedDict())
+            for text, value in zip(texts, values, strict=True):
+                found[kind, max_length, text] = value
+            while len(found) > MOST_ENTRIES:
+                found.popitem(last=False)
 
-        As long as this object lives, every embedder of the same model then computes both with one forward pass and
-        remembers the other until it is asked for.
+    def take(self, loaded: LoadedModel, kind: Kind, max_length: int, texts: Sequence[Hashable]) -> list[Any]:
+        """Return and forget the results; `None` for texts that have none."""
+        with self._lock:
+            found = self._found.get(loaded)
+            return [found.pop((kind, max_length, text), None) if found else None for text in texts]
 
-        Raises:
-            ConfigurationError: The model is known to have no sparse output.
-        """
-        if self.source.known_spec is not None:
-            self._check_known(("sparse",))
-        STORE.expect_sparse(self, self._model_key)
+    def after_fork(self) -> None:
+        """Give the child a lock of its own: another thread may have held this one."""
+        self._lock = threading.Lock()
 
-    def sparse_tokens(self, sparse: Mapping[int, float]) -> dict[str, float]:
-        """Return lexical weights by token, as the model's vocabulary writes it, in the order of `sparse`."""
-        tokenizing = self._acquire().tokenizing
-        return {tokenizing.token(token): weight for token, weight in sparse.items()}
 
-    def output_steps(
-        self,
-        texts: Sequence[str],
-        *,
-        bulk: bool = False,
-        overlap: int | None = None,
-        deadline: Deadline | None = None,
-    ) -> Steps[Rows]:
-        """Body of the comparison of pairs: all outputs, `TextOutputs` with a dense vector of length 1.
+EXPECTED = Expected()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=EXPECTED.after_fork)
 
-        Args:
-            texts: Checked texts.
-            bulk: Whether interactive work goes first.
-            overlap: Tokens shared by two passages of a text that is too long; `None` cuts it.
-            deadline: When to stop.
-        """
-        self._check_outputs(("sparse", "multi_vector"))
-        loaded = self._acquire()
-        tokenize = partial(loaded.tokenizing.texts, overlap=overlap)
-        rows = yield from self._rows(loaded, texts, tokenize, "all", bulk=bulk, show_progress=False, deadline=deadline)
-        unpacked = (unpack_outputs(row) for row in rows.values)
-        rows.values = [each._replace(dense=unit_rows(each.dense)) for each in unpacked]
-        return rows
 
-    @property
-    def _model_key(self) -> tuple[str, str | None]:
-        known = self.source.known_spec
-        return known.id if known else self.model, self.source.revision
+def model_key(runner: Runner) -> Hashable:
+    """Return by what a model is expected; known without files."""
+    known = runner.source.known_spec
+    return (known.id if known else runner.source.name, runner.source.revision)
 
-    def _check_known(self, outputs: Sequence[str]) -> None:
-        for output in outputs:
-            if output not in self.spec.outputs:
-                raise ConfigurationError(
-                    f"{self.model!r} has no output {output!r}; it has {', '.join(map(repr, self.spec.outputs))}. "
-                    "BAAI/bge-m3 has 'dense', 'sparse' and 'multi_vector'."
-                )
 
-    def _check_outputs(self, outputs: Sequence[str]) -> None:
-        self._check_known(outputs)
-        if set(outputs) - {"dense"} and (missing := sorted(set(HEADS) - set(head_files(self.source.folder)))):
-            raise ModelNotFoundError(
-                f"The folder of {self.model!r} lacks the trained heads {', '.join(missing)} "
-                f"(.safetensors or .pt). Fetch them again: bge download {self.model} --force"
+def check_outputs(spec: ModelSpec, name: str, outputs: Sequence[str]) -> None:
+    """Refuse outputs that a model does not have.
+
+    Raises:
+        ConfigurationError: Names those that it has.
+    """
+    for output in outputs:
+        if output not in spec.outputs:
+            raise ConfigurationError(
+                f"{name!r} has no output {output!r}; it has {', '.join(map(repr, spec.outputs))}. "
+                "BAAI/bge-m3 has 'dense', 'sparse' and 'multi_vector'."
             )
 
-    def _encoded(
-        self, texts: Iterable[str], role: Role, outputs: Outputs | None, show_progress: bool | None
-    ) -> Steps[EncodedTexts]:
-        wanted = tuple(self.spec.outputs if outputs is None else outputs)
-        checked = check_texts(texts)
-        self._check_outputs(wanted)
-        if not set(wanted) - {"dense"}:
-            dense = yield from self._vectors(checked, role, show_progress)
-            return EncodedTexts(dense=dense if wanted else None)
-        output: Output = "all" if "multi_vector" in wanted else "lexical"
-        distinct = list(dict.fromkeys(checked))
-        STORE.counters.add(texts=len(checked), duplicates=len(checked) - len(distinct))
-        loaded = self._acquire()
-        found = yield from self._heads(loaded, self._applied(distinct, role), role, output, show_progress)
-        by_text = dict(zip(distinct, found, strict=True))
-        rows = [by_text[text] for text in checked]
-        return EncodedTexts(
-            dense=self._scaled([row.dense for row in rows]) if "dense" in wanted else None,
-            sparse=[row.sparse for row in rows] if "sparse" in wanted else None,
-            multi_vector=[row.vectors for row in rows] if "multi_vector" in wanted else None,
+
+def encoded(
+    runner: Runner,
+    encoding: Encoding,
+    texts: Iterable[str],
+    role: Role,
+    outputs: Outputs | None,
+    show_progress: bool | None,
+    *,
+    compute: Compute,
+    cache: VectorCache | None,
+) -> Flow[EncodedTexts]:
+    """Compute several outputs of each text with one forward pass; see `Embedder.encode_all`.
+
+    Args:
+        runner: Runs the model.
+        encoding: How texts become dense vectors.
+        texts: What a caller handed in.
+        role: Whose instruction they get.
+        outputs: `None` is all.
+        show_progress: Overrides the model's own setting.
+        compute: As for `dense.vectors`, which answers where nothing but dense vectors is wanted.
+        cache: As for `dense.vectors`.
+    """
+    wanted = tuple(runner.source.spec.outputs if outputs is None else outputs)
+    checked = check_texts(texts)
+    _check_heads(runner, wanted)
+    if not set(wanted) - {"dense"}:
+        found = yield from vectors(runner, encoding, checked, role, show_progress, compute=compute, cache=cache)
+        return EncodedTexts(dense=found if wanted else None)
+    output: Output = "all" if "multi_vector" in wanted else "lexical"
+    different, places = distinct(checked)
+    computed = yield from _outputs(runner, encoding.framed(different, role), role, output, show_progress)
+    rows = [computed[place] for place in places]
+    return EncodedTexts(
+        dense=encoding.scaled([row.dense for row in rows]) if "dense" in wanted else None,
+        sparse=[row.sparse for row in rows] if "sparse" in wanted else None,
+        multi_vector=[row.vectors for row in rows] if "multi_vector" in wanted else None,
+    )
+
+
+def sparse(
+    runner: Runner, encoding: Encoding, texts: Iterable[str], role: Role, show_progress: bool | None
+) -> Flow[list[dict[int, float]]]:
+    """Compute the lexical weights of each text, or take those that a dense call has left."""
+    checked = check_texts(texts)
+    _check_heads(runner, ("sparse",))
+    different, places = distinct(checked)
+    found = yield from _shared_pass(runner, encoding, different, role, "sparse", show_progress)
+    return [dict(found[place]) for place in places]
+
+
+def dense_too(
+    runner: Runner, encoding: Encoding, texts: Sequence[str], role: Role, show_progress: bool | None
+) -> Flow[Vectors]:
+    """Compute one vector per text, and keep the sparse ones for who expects them; a `dense.Compute`."""
+    found = yield from _shared_pass(runner, encoding, texts, role, "dense", show_progress)
+    return encoding.scaled(found)
+
+
+def token_rows(
+    runner: Runner,
+    texts: Sequence[str],
+    output: Literal["tokens", "all"],
+    *,
+    bulk: bool = False,
+    overlap: int | None = None,
+    deadline: Deadline | None = None,
+) -> Flow[Rows]:
+    """Read texts without any instruction, for comparisons token by token.
+
+    Args:
+        runner: Runs the model.
+        texts: Checked texts.
+        output: `tokens` gives the unit vectors of every text's tokens, float32 [tokens, width]; `all` gives
+            `TextOutputs` with a dense vector of length 1.
+        bulk: Whether interactive work goes first.
+        overlap: Tokens shared by two passages of a text that is too long; `None` cuts it.
+        deadline: When to stop.
+    """
+    if output == "all":
+        _check_heads(runner, ("sparse", "multi_vector"))
+    tokenize = partial(runner.hold().tokenizing.texts, max_length=runner.max_length, overlap=overlap)
+    rows = yield from runner.rows(texts, tokenize, output, bulk=bulk, deadline=deadline)
+    if output == "tokens":
+        rows.values = [unit_rows(row) for row in rows.values]
+    else:
+        unpacked = (unpack_outputs(row) for row in rows.values)
+        rows.values = [each._replace(dense=unit_rows(each.dense)) for each in unpacked]
+    return rows
+
+
+def _shared_pass(
+    runner: Runner, encoding: Encoding, texts: Sequence[str], role: Role, kind: Kind, show_progress: bool | None
+) -> Flow[list[Any]]:
+    """Return the dense rows, not normalised, or the sparse vectors; keep the other kind."""
+    loaded = runner.hold()
+    framed = encoding.framed(texts, role)
+    found = EXPECTED.take(loaded, kind, encoding.max_length, framed)
+    missing = [index for index, value in enumerate(found) if value is None]
+    if missing:
+        asked = [framed[index] for index in missing]
+        rows = yield from _outputs(runner, asked, role, "lexical", show_progress)
+        other: Kind = "sparse" if kind == "dense" else "dense"
+        if model_key(runner) in EXPECTED:
+            EXPECTED.put(loaded, other, encoding.max_length, asked, [getattr(row, other) for row in rows])
+        for index, row in zip(missing, rows, strict=True):
+            found[index] = getattr(row, kind)
+    return found
+
+
+def _outputs(
+    runner: Runner, texts: Sequence[str | Framed], role: Role, output: Output, show_progress: bool | None
+) -> Flow[list[TextOutputs]]:
+    tokenize = partial(runner.hold().tokenizing.texts, max_length=runner.max_length)
+    rows = yield from runner.rows(texts, tokenize, output, bulk=role == "document", show_progress=show_progress)
+    runner.note_truncation(rows.cut, len(texts))
+    return [unpack_outputs(row) for row in rows.values]
+
+
+def _check_heads(runner: Runner, outputs: Sequence[str]) -> None:
+    name = runner.source.name
+    check_outputs(runner.source.spec, name, outputs)
+    # The files last: an output that does not exist is an error without a look at the disk.
+    if set(outputs) - {"dense"} and (missing := sorted(set(HEADS) - set(head_files(runner.source.folder)))):
+        raise ModelNotFoundError(
+            f"The folder of {name!r} lacks the trained heads {', '.join(missing)} "
+            f"(.safetensors or .pt). Fetch them again: bge download {name} --force"
         )
-
-    def _sparse(self, texts: Iterable[str], role: Role, show_progress: bool | None) -> Steps[list[dict[int, float]]]:
-        checked = check_texts(texts)
-        self._check_outputs(("sparse",))
-        distinct = list(dict.fromkeys(checked))
-        STORE.counters.add(texts=len(checked), duplicates=len(checked) - len(distinct))
-        found = yield from self._shared_pass(distinct, role, "sparse", show_progress)
-        by_text = dict(zip(distinct, found, strict=True))
-        return [dict(by_text[text]) for text in checked]
-
-    def _computed(self, texts: Sequence[str], role: Role, show_progress: bool | None) -> Steps[NDArray[np.float32]]:
-        if "sparse" not in self.spec.outputs or not STORE.expects_sparse(self._model_key):
-            return (yield from super()._computed(texts, role, show_progress))
-        found = yield from self._shared_pass(texts, role, "dense", show_progress)
-        return self._scaled(found)
-
-    def _shared_pass(
-        self, texts: Sequence[str], role: Role, kind: Kind, show_progress: bool | None
-    ) -> Steps[list[Any]]:
-        """Return the dense rows, not normalised, or the sparse vectors; remember the other kind."""
-        loaded = self._acquire()
-        applied = self._applied(texts, role)
-        found = loaded.memo.take(kind, self.max_length, applied)
-        missing = [index for index, value in enumerate(found) if value is None]
-        if missing:
-            asked = [applied[index] for index in missing]
-            rows = yield from self._heads(loaded, asked, role, "lexical", show_progress)
-            views: dict[Kind, Callable[[TextOutputs], Any]] = {
-                "dense": lambda row: row.dense,
-                "sparse": lambda row: row.sparse,
-            }
-            other: Kind = "sparse" if kind == "dense" else "dense"
-            if STORE.expects_sparse(self._model_key):
-                loaded.memo.put(other, self.max_length, asked, [views[other](row) for row in rows])
-            for index, row in zip(missing, rows, strict=True):
-                found[index] = views[kind](row)
-        return found
-
-    def _heads(
-        self, loaded: LoadedModel, texts: Sequence[str | Framed], role: Role, output: Output, show_progress: bool | None
-    ) -> Steps[list[TextOutputs]]:
-        rows = yield from self._rows(
-            loaded, texts, loaded.tokenizing.texts, output, bulk=role == "document", show_progress=show_progress
-        )
-        self._note_truncation(rows.cut, len(texts))
-        return [unpack_outputs(row) for row in rows.values]

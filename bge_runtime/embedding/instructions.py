@@ -5,35 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from bge_runtime.errors import ConfigurationError
-from bge_runtime.models.spec import ModelSpec, list_models
+from bge_runtime.inputs.tokenizing import Framed
+from bge_runtime.models.registry import list_models
+from bge_runtime.models.spec import ModelSpec
 from bge_runtime.models.table import EN
 
-__all__ = ["Example", "Framed", "Instructions", "Role", "check_examples", "resolve_instructions"]
+__all__ = ["Example", "Instructions", "Role", "check_examples", "resolve_instructions"]
 
 Role = Literal["query", "document"]
 Example = Mapping[str, str]
 
 # What HuggingFaceBgeEmbeddings and HuggingFaceEmbedding give English models in place of the trained text.
 LEGACY_EN = "Represent this question for searching relevant passages: "
-
-
-class Framed(NamedTuple):
-    """A text whose end is not what the model is to read last.
-
-    Attributes:
-        examples: In-context examples, which do not count towards the longest input.
-        head: Instruction before the text.
-        text: The text.
-        tail: What stays behind the text when it is cut.
-    """
-
-    examples: str
-    head: str
-    text: str
-    tail: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.embedding.embedder import Embedder
-from bge_runtime.engine.flow import Steps, arun, run
+from bge_runtime.engine.flow import Flow, run
 from bge_runtime.errors import ConfigurationError
 from bge_runtime.inputs.checks import check_texts
 from bge_runtime.inputs.images import ImageFormat, Picture, check_image_texts, check_images
-from bge_runtime.loading.store import STORE
+from bge_runtime.loading.store import arun
 from bge_runtime.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class VisionEmbedder(Embedder):
         self, images: Iterable[ImageInput], *, show_progress: bool | None = None
     ) -> NDArray[np.float32]:
         """Embed pictures without blocking the event loop; see `encode_images`."""
-        return await arun(self._encoded_images(images, show_progress), STORE.pool)
+        return await arun(self._encoded_images(images, show_progress))
 
     async def aencode_texts(self, texts: Iterable[str], *, show_progress: bool | None = None) -> NDArray[np.float32]:
         """Embed texts without blocking the event loop; see `encode_texts`."""
@@ -103,7 +104,7 @@ class VisionEmbedder(Embedder):
         self, pairs: Iterable[tuple[ImageInput, str]], *, show_progress: bool | None = None
     ) -> NDArray[np.float32]:
         """Embed pictures with a text each without blocking the event loop; see `encode_image_texts`."""
-        return await arun(self._encoded_pairs(pairs, show_progress), STORE.pool)
+        return await arun(self._encoded_pairs(pairs, show_progress))
 
     def __repr__(self) -> str:
         """Show the model."""
@@ -117,32 +118,30 @@ class VisionEmbedder(Embedder):
                 "'BAAI/BGE-VL-base'."
             )
 
-    def _encoded_images(self, images: Iterable[ImageInput], show_progress: bool | None) -> Steps[NDArray[np.float32]]:
+    def _encoded_images(self, images: Iterable[ImageInput], show_progress: bool | None) -> Flow[NDArray[np.float32]]:
         pictures = check_images(images)
         if not pictures:
-            return np.empty((0, self.dimension), dtype=np.float32)
+            return self.encoding.nothing
         features = yield from self._image_features(pictures, show_progress)
-        return self._scaled(list(features))
+        return self.encoding.scaled(list(features))
 
     def _encoded_pairs(
         self, pairs: Iterable[tuple[ImageInput, str]], show_progress: bool | None
-    ) -> Steps[NDArray[np.float32]]:
+    ) -> Flow[NDArray[np.float32]]:
         images, given = check_image_texts(pairs)
         pictures, texts = check_images(images), check_texts(given)
         if not pictures:
-            return np.empty((0, self.dimension), dtype=np.float32)
-        loaded = self._acquire()
-        bulk = len(texts) > INTERACTIVE_IMAGES
-        rows = yield from self._rows(loaded, texts, loaded.tokenizing.texts, "model", bulk=bulk, show_progress=False)
-        self._note_truncation(rows.cut, len(texts))
+            return self.encoding.nothing
+        tokenize = partial(self._hold().tokenizing.texts, max_length=self.max_length)
+        rows = yield from self._runner.rows(texts, tokenize, "model", bulk=len(texts) > INTERACTIVE_IMAGES)
+        self._runner.note_truncation(rows.cut, len(texts))
         features = yield from self._image_features(pictures, show_progress)
-        return self._scaled(list(features + np.stack(rows.values)))
+        return self.encoding.scaled(list(features + np.stack(rows.values)))
 
-    def _image_features(self, pictures: Sequence[Picture], show_progress: bool | None) -> Steps[NDArray[np.float32]]:
+    def _image_features(self, pictures: Sequence[Picture], show_progress: bool | None) -> Flow[NDArray[np.float32]]:
         """Compute one row per picture as the model gives it."""
-        loaded = self._acquire()
-        rows = yield from self._rows(
-            loaded,
+        self._hold()
+        rows = yield from self._runner.rows(
             pictures,
             ImageFormat.read(self.source.folder).prepare,
             "image",

@@ -2,7 +2,7 @@
 
 The body is a generator: it does light CPU work (checks, NumPy) between its yields. It yields the futures whose
 results it needs, and heavy CPU work as functions without arguments. `run` does it all on the caller's thread;
-`arun` does the CPU work on threads of its own, the heavy apart, so that an event loop never blocks and a query
+`drive` does the CPU work on threads of its own, the heavy apart, so that an event loop never blocks and a query
 never waits for the tokenising of somebody's thousands of documents.
 """
 
@@ -14,10 +14,10 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
-__all__ = ["PreparePool", "Steps", "arun", "run"]
+__all__ = ["Flow", "PreparePool", "drive", "run"]
 
 T = TypeVar("T")
-Steps = Generator["Future[Any] | Callable[[], Any]", Any, T]
+Flow = Generator["Future[Any] | Callable[[], Any]", Any, T]
 
 PREPARE_THREADS = 4
 HEAVY_THREADS = 1  # the tokenizer uses all cores by itself
@@ -58,19 +58,19 @@ class PreparePool:
                 pool.shutdown(wait=False)
 
 
-def run(steps: Steps[T]) -> T:
+def run(flow: Flow[T]) -> T:
     """Drive the body on this thread; an interrupt cancels what it waits for."""
     try:
         value: Any = None
         while True:
-            wanted = steps.send(value)
+            wanted = flow.send(value)
             value = None  # what the body has let go of need not live on here until the next value comes
             value = _wait(wanted) if isinstance(wanted, Future) else wanted()
     except StopIteration as stop:
         result: T = stop.value
         return result
     finally:
-        steps.close()
+        flow.close()
 
 
 def _wait(future: Future[Any]) -> Any:
@@ -81,17 +81,17 @@ def _wait(future: Future[Any]) -> Any:
         raise
 
 
-async def arun(steps: Steps[T], pool: PreparePool) -> T:
+async def drive(flow: Flow[T], pool: PreparePool) -> T:
     """Drive the body from an event loop; a cancelled task cancels what it waits for."""
     value: Any = None
     while True:
-        advance = pool.submit(_advance, steps, value)
+        advance = pool.submit(_advance, flow, value)
         value = None  # as in `run`
         try:
             wanted, result = await asyncio.wrap_future(advance)
         except asyncio.CancelledError:
             # The pool may be inside the generator: close it when that step has ended.
-            advance.add_done_callback(lambda _: steps.close())
+            advance.add_done_callback(lambda _: flow.close())
             raise
         if wanted is None:
             return cast("T", result)
@@ -99,12 +99,12 @@ async def arun(steps: Steps[T], pool: PreparePool) -> T:
         try:
             value = await asyncio.wrap_future(future)
         except BaseException:
-            steps.close()
+            flow.close()
             raise
 
 
-def _advance(steps: Steps[T], value: Any) -> tuple[Future[Any] | Callable[[], Any] | None, T | None]:
+def _advance(flow: Flow[T], value: Any) -> tuple[Future[Any] | Callable[[], Any] | None, T | None]:
     try:
-        return steps.send(value), None
+        return flow.send(value), None
     except StopIteration as stop:
         return None, stop.value

@@ -172,12 +172,20 @@ class Hooks:
         self._failed: set[int] = set()
         self.active = hooks  # replaced, never changed: telling needs no lock
 
-    def add(self, hook: Hook) -> None:
+    def add(self, hook: Hook | type[Hook], *, once: bool = False) -> None:
         """Tell this hook from here on; one that is there already is told once.
+
+        Args:
+            hook: The hook.
+            once: Whether it is a class, of which an object is made unless one is in force.
 
         Raises:
             ConfigurationError: A method of `Hook` is missing.
         """
+        if once and isinstance(hook, type):
+            if any(isinstance(each, hook) for each in self.active):
+                return
+            hook = hook()
         missing = [name for name in _METHODS.values() if not callable(getattr(hook, name, None))]
         if missing or isinstance(hook, type):
             raise ConfigurationError(

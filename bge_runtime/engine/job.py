@@ -5,18 +5,28 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
-
-from bge_runtime.backends.base import ModelInput, Output
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Job"]
+__all__ = ["Input", "Job", "Output"]
+
+# What a call wants of each input. The engine only compares it: calls that want the same share batches.
+Output: TypeAlias = Hashable
+
+
+class Input(Protocol):
+    """One input of a forward pass: a token sequence, or a picture."""
+
+    @property
+    def length(self) -> int:
+        """What it costs, in tokens or what compares to them."""
+        ...
 
 
 class Job:
@@ -28,7 +38,7 @@ class Job:
 
     def __init__(
         self,
-        sequences: Sequence[ModelInput],
+        sequences: Sequence[Input],
         output: Output,
         *,
         batch_tokens: int,
@@ -52,12 +62,14 @@ class Job:
         self.batch_tokens = batch_tokens
         self.batch_size = batch_size
         self.bulk = bulk
-        self.tokens = sum(sequence.length for sequence in sequences)
+        self._lengths = [sequence.length for sequence in sequences]
+        self.tokens = sum(self._lengths)
         self.queued_at = time.perf_counter()
         self.started = False
         self._on_progress = on_progress
         self._results: list[Any] = [None] * len(sequences)
-        self._waiting = deque(sorted(range(len(sequences)), key=lambda index: -sequences[index].length))
+        # Longest first: what shares a batch is then of like length, and the last batch is the cheapest.
+        self._waiting = deque(sorted(range(len(sequences)), key=self._lengths.__getitem__, reverse=True))
         self._missing = len(sequences)
         self._delivering = threading.Lock()
 
@@ -73,7 +85,7 @@ class Job:
 
     def next_length(self) -> int:
         """Return the number of tokens of the next input."""
-        return self.sequences[self._waiting[0]].length
+        return self._lengths[self._waiting[0]]
 
     def take(self) -> int:
         """Return the index of the next input."""

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
-from bge_runtime.backends.base import ModelInput, Output
-from bge_runtime.engine.job import Job
+from bge_runtime.engine.job import Input, Job, Output
 
 __all__ = ["Batch", "JobQueue"]
 
@@ -42,7 +41,7 @@ class Batch:
         return self.items[0][0].output
 
     @property
-    def sequences(self) -> list[ModelInput]:
+    def sequences(self) -> list[Input]:
         """The inputs."""
         return [job.sequences[index] for job, index in self.items]
 
@@ -113,10 +112,6 @@ class JobQueue:
         lane = self._lane(job.bulk)
         if job not in lane.jobs:
             lane.appendleft(job)
-
-    def full(self, bulk: bool) -> bool:
-        """Whether callers with more of this priority are to wait."""
-        return self._lane(bulk).full
 
     def room(self, bulk: bool) -> Future[None] | None:
         """Return `None` if there is room for more of this priority, else what resolves when there may be."""
@@ -207,19 +202,18 @@ class _Filling:
 
     def take_from(self, job: Job) -> None:
         """Take as many inputs as fit."""
-        while job.waiting and self._fits(job):
+        while job.waiting and self._fits(job, length := job.next_length()):
             self.head = self.head or job
             if not job.started:
                 self.queue_s.append(time.perf_counter() - job.queued_at)
-            self._longest = max(self._longest, job.next_length())
-            self._total += job.next_length()
+            self._longest = max(self._longest, length)
+            self._total += length
             self.items.append((job, job.take()))
 
-    def _fits(self, job: Job) -> bool:
+    def _fits(self, job: Job, length: int) -> bool:
         if self.head is None:  # a single input is always a batch
             return True
         count = len(self.items) + 1
-        length = job.next_length()
         cost = count * max(self._longest, length) if self._pads else self._total + length
         wanted = self.head.batch_tokens // self._share
         budget = min(wanted, self._most_tokens or wanted)

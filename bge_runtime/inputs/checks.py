@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, TypeVar
 
-from bge_runtime.errors import ConfigurationError, InputError
+from bge_runtime.errors import InputError
 
-__all__ = ["check_count", "check_pairs", "check_text", "check_texts"]
+__all__ = ["check_pairs", "check_text", "check_texts", "once", "pairs_of"]
+
+T = TypeVar("T", bound=Hashable)
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -60,15 +62,17 @@ def check_pairs(pairs: Any) -> list[tuple[str, str]]:
     return checked
 
 
-def check_count(value: Any, name: str) -> int | None:
-    """Return a positive whole number or `None`.
+def pairs_of(query: str, documents: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the checked query with each checked document."""
+    checked = check_text(query, "query")
+    return [(checked, document) for document in check_texts(documents, "documents")]
 
-    Raises:
-        ConfigurationError: It is something else.
-    """
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-        return value
-    raise ConfigurationError(f"{name}={value!r} is not allowed. Pass a whole number of at least 1, or None.")
+
+def once(items: Sequence[T]) -> tuple[list[T], list[int]]:
+    """Return each item once, in the order of first sight, and where in them each of the items is."""
+    position: dict[T, int] = {}
+    places = [position.setdefault(item, len(position)) for item in items]
+    return list(position), places
 
 
 def _shown(value: Any) -> str:

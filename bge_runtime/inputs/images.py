@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from bge_runtime.errors import ConfigurationError, InputError, ModelNotFoundError, UnsupportedModelError
+from bge_runtime.inputs.prepared import PreparedInputs
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     ImageInput: TypeAlias = str | os.PathLike[str] | bytes | io.BytesIO | PIL.Image.Image
 
-__all__ = ["ImageFormat", "ImagePixels", "Picture", "PreparedImages", "check_image_texts", "check_images"]
+__all__ = ["ImageFormat", "ImagePixels", "Picture", "check_image_texts", "check_images"]
 
 # What Pillow itself warns of: a small file can unfold into any size.
 MOST_PIXELS = 89_478_485
@@ -47,15 +48,6 @@ class ImagePixels(NamedTuple):
 
     pixels: NDArray[np.uint8]
     length: int
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedImages:
-    """Inputs in the order of the pictures; none is ever cut."""
-
-    sequences: list[ImagePixels]
-    passages: list[int]
-    truncated: int = 0
 
 
 class Picture(NamedTuple):
@@ -119,13 +111,13 @@ class ImageFormat:
             tokens=(int(height) // patch) * (int(width) // patch) + 1,
         )
 
-    def prepare(self, pictures: Sequence[Picture], max_length: int) -> PreparedImages:
+    def prepare(self, pictures: Sequence[Picture]) -> PreparedInputs:
         """Read pictures; `max_length` is for texts.
 
         Raises:
             InputError: A file is damaged; the message names it.
         """
-        return PreparedImages([ImagePixels(self._pixels(each), self.tokens) for each in pictures], [1] * len(pictures))
+        return PreparedInputs([ImagePixels(self._pixels(each), self.tokens) for each in pictures], [1] * len(pictures))
 
     def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
         try:

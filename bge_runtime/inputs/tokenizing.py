@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from bge_runtime.embedding.instructions import Framed
 from bge_runtime.errors import ConfigurationError
+from bge_runtime.inputs.prepared import PreparedInputs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TokenSequence", "TokenizedTexts", "Tokenizing", "split_ids"]
+__all__ = ["Framed", "TokenSequence", "Tokenizing", "split_ids"]
 
 QUERY_SHARE = 0.75  # FlagEmbedding caps the query of a pair at three quarters of max_length
 TEXTS_PER_CALL = 512
+
+
+class Framed(NamedTuple):
+    """A text whose end is not what the model is to read last.
+
+    Attributes:
+        examples: In-context examples, which do not count towards the longest input.
+        head: Instruction before the text.
+        text: The text.
+        tail: What stays behind the text when it is cut.
+    """
+
+    examples: str
+    head: str
+    text: str
+    tail: str
 
 
 class TokenSequence(NamedTuple):
@@ -28,15 +43,6 @@ class TokenSequence(NamedTuple):
     def length(self) -> int:
         """What the input costs: its tokens."""
         return len(self.ids)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedTexts:
-    """Sequences in input order, how many inputs were cut, and how many sequences each input gave."""
-
-    sequences: list[TokenSequence]
-    truncated: int
-    passages: list[int]
 
 
 class _Template(NamedTuple):
@@ -84,7 +90,7 @@ class Tokenizing:
         """Return what a `tokenizer.json` of this tokenizer holds."""
         return str(self._tokenizer.to_str())
 
-    def texts(self, texts: Sequence[str | Framed], max_length: int, overlap: int | None = None) -> TokenizedTexts:
+    def texts(self, texts: Sequence[str | Framed], max_length: int, overlap: int | None = None) -> PreparedInputs:
         """Tokenise texts with their special tokens, in at most `max_length` tokens each.
 
         Args:
@@ -105,9 +111,9 @@ class Tokenizing:
                 truncated += parts[0] is not ids
             sequences += [self._single.build(part) for part in parts]
             passages.append(len(parts))
-        return TokenizedTexts(sequences, truncated, passages)
+        return PreparedInputs(sequences, passages, truncated)
 
-    def pairs(self, pairs: Sequence[tuple[str, str]], max_length: int, overlap: int | None = None) -> TokenizedTexts:
+    def pairs(self, pairs: Sequence[tuple[str, str]], max_length: int, overlap: int | None = None) -> PreparedInputs:
         """Tokenise (query, document) pairs; a query keeps at most three quarters, the document is made to fit.
 
         Each distinct text is tokenised once.
@@ -129,7 +135,7 @@ class Tokenizing:
             truncated += (overlap is None and len(content[document]) > room) or len(content[query]) > query_room
             sequences += [self._pair.build(first, part) for part in parts]
             passages.append(len(parts))
-        return TokenizedTexts(sequences, truncated, passages)
+        return PreparedInputs(sequences, passages, truncated)
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token, `None` if it is not in the vocabulary."""

@@ -15,10 +15,12 @@ from bge_runtime.backends import LoadRequest, check_backend_name
 from bge_runtime.backends.devices import check_device_name, check_precision
 from bge_runtime.backends.execution import Execution, choose_execution
 from bge_runtime.errors import ConfigurationError, ModelNotFoundError, UnsupportedModelError
+from bge_runtime.loading.options import LoadingOptions
 from bge_runtime.models import hub
 from bge_runtime.models import lora as adapters
 from bge_runtime.models.describe import describe_folder
-from bge_runtime.models.spec import ModelSpec, find_spec, get_spec
+from bge_runtime.models.registry import find_spec, get_spec
+from bge_runtime.models.spec import ModelSpec
 
 __all__ = ["ModelSource"]
 
@@ -26,30 +28,16 @@ __all__ = ["ModelSource"]
 NUMERIC_ARGUMENTS = {"attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype"}
 # With one of these, transformers decides where the weights are and how large they become.
 PLACING_ARGUMENTS = {"device_map", "quantization_config"}
+# Options that are themselves arguments, of transformers' loaders.
+GROUPS = ("model_kwargs", "processor_kwargs", "config_kwargs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model as the caller names it, and how it is to be loaded.
+    """A model as the caller names it, and how it is to be loaded: the fields are those of `LoadingOptions`.
 
     Attributes:
         model: Folder, hub id, name in the table, or a spec.
-        device: Device name; `None` chooses.
-        precision: Number format; `None` chooses by device.
-        backend: Way of executing; `auto` chooses.
-        calibration: File of texts that an int8 export is calibrated on; `None` is our own.
-        devices: Devices that each hold a replica, instead of `device`.
-        keep_alive_s: Seconds without work after which the weights are freed; `None` keeps them.
-        revision: Branch, tag or commit on the hub.
-        token: Access token for the hub.
-        cache_folder: Hugging Face cache folder.
-        local_files_only: Never use the network.
-        trust_remote_code: Whether the repository's own Python code may run.
-        base_model: Row of the table that a fine-tuned model comes from.
-        adapter: Folder or hub id of a LoRA adapter that is added to the weights.
-        model_kwargs: Extra arguments for the transformers model.
-        processor_kwargs: Extra arguments for the tokenizer.
-        config_kwargs: Extra arguments for the configuration.
     """
 
     model: str | os.PathLike[str] | ModelSpec
@@ -70,6 +58,12 @@ class ModelSource:
     processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     config_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, model: str | os.PathLike[str] | ModelSpec, loading: LoadingOptions) -> ModelSource:
+        """Return the source that a constructor's arguments describe; see `__post_init__` for the errors."""
+        given: dict[str, Any] = {name: value or {} if name in GROUPS else value for name, value in loading.items()}
+        return cls(model=model, **given)
+
     def __post_init__(self) -> None:
         """Check all that can be checked without files.
 
@@ -81,8 +75,8 @@ class ModelSource:
         object.__setattr__(self, "device", check_device_name(self.device))
         object.__setattr__(self, "precision", check_precision(self.precision))
         self._check_running()
-        for name in ("model_kwargs", "processor_kwargs", "config_kwargs"):
-            object.__setattr__(self, name, dict(getattr(self, name) or {}))
+        for name in GROUPS:  # copies: what the caller does to theirs later must not change this
+            object.__setattr__(self, name, dict(getattr(self, name)))
         self._check_placing()
         if self.base_model is not None:
             get_spec(self.base_model)
@@ -155,7 +149,7 @@ class ModelSource:
         """Loading arguments that change vectors beyond their last digits, by name."""
         return {
             f"{group}.{key}": repr(value)
-            for group in ("model_kwargs", "processor_kwargs", "config_kwargs")
+            for group in GROUPS
             for key, value in sorted(getattr(self, group).items())
             if key not in NUMERIC_ARGUMENTS
         }

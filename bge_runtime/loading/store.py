@@ -11,19 +11,18 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bge_runtime.backends import Backend
-from bge_runtime.backends.devices import default_batch_tokens
+from bge_runtime.backends.devices import default_batch_tokens, release_memory
 from bge_runtime.backends.execution import Execution
-from bge_runtime.embedding.memo import Memo
 from bge_runtime.engine.counters import Counters
 from bge_runtime.engine.engine import Engine
-from bge_runtime.engine.flow import PreparePool
+from bge_runtime.engine.flow import Flow, PreparePool, drive
 from bge_runtime.engine.hooks import Hook, Hooks, LoadEvent
-from bge_runtime.engine.replica import Replica
+from bge_runtime.engine.worker import Replica
+from bge_runtime.loading.loaded import LoadedModel, LoadedModelInfo
 from bge_runtime.loading.source import ModelSource
 from bge_runtime.loading.weights import check_alike, place_of, read_backend
 
@@ -32,9 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STORE",
-    "LoadedModel",
-    "LoadedModelInfo",
     "add_hook",
+    "arun",
     "loaded_models",
     "remove_hook",
     "stats",
@@ -44,52 +42,6 @@ __all__ = [
 logger = logging.getLogger("bge_runtime")
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoadedModelInfo:
-    """One set of weights in memory.
-
-    Attributes:
-        name: Model as first asked for.
-        folder: Folder that it was read from.
-        task: `embed` or `score`.
-        device: Device name; the names of all replicas' devices, separated by commas.
-        precision: Number format of the weights.
-        backend: Way of executing.
-        parameters: Number of weights of one replica.
-        bytes: Size of the weights in memory, of all replicas.
-        adapter: Adapter that is part of the weights, as first asked for; `None` for none.
-    """
-
-    name: str
-    folder: str
-    task: str
-    device: str
-    precision: str
-    backend: str
-    parameters: int
-    bytes: int
-    adapter: str | None = None
-
-
-@dataclass(eq=False)
-class LoadedModel:
-    """Weights with their engine, and who holds them, each with its `keep_alive_s`."""
-
-    info: LoadedModelInfo
-    tokenizing: Tokenizing
-    engine: Engine
-    batch_tokens: int
-    holders: weakref.WeakKeyDictionary[object, float | None]
-    memo: Memo = field(default_factory=Memo)
-
-    def note_keep_alive(self) -> None:
-        """Keep idle weights for as long as the most patient holder wants."""
-        seconds = list(self.holders.values())
-        longest = None if None in seconds or not seconds else max(each or 0 for each in seconds)
-        if longest != self.engine.keep_alive_s:
-            self.engine.keep_alive_s = longest
 
 
 class ModelStore:
@@ -104,7 +56,6 @@ class ModelStore:
         self.counters = Counters()
         self.hooks = Hooks()
         self._models: dict[str, LoadedModel] = {}
-        self._sparse_views = weakref.WeakKeyDictionary[object, object]()
         self._reset_locks()
 
     def _reset_locks(self) -> None:
@@ -129,16 +80,6 @@ class ModelStore:
         for event in events:
             self.hooks.tell(event)
         return model
-
-    def expect_sparse(self, view: object, model: object) -> None:
-        """Note that sparse vectors of a model will be asked for as long as `view` lives."""
-        with self._lock:
-            self._sparse_views[view] = model
-
-    def expects_sparse(self, model: object) -> bool:
-        """Whether sparse vectors of a model will be asked for."""
-        with self._lock:
-            return model in self._sparse_views.values()
 
     def release(self, holder: object) -> None:
         """Forget a holder, and free the weights that nobody else holds."""
@@ -226,7 +167,12 @@ class ModelStore:
             backends.append(backend)
             events.append(event)
         replicas = [
-            Replica(each, place_of(source, where), partial(self._load_again, source, task, where, tokenizing))
+            Replica(
+                each,
+                place_of(source, where),
+                partial(self._load_again, source, task, where, tokenizing),
+                partial(release_memory, where.device),
+            )
             for each, where in zip(backends, executions, strict=True)
         ]
         info = LoadedModelInfo(
@@ -302,6 +248,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=STORE.after_fork)
 
 
+async def arun(flow: Flow[T]) -> T:
+    """Drive the body of a call from an event loop, its CPU work on the process's own threads; see `flow.drive`."""
+    return await drive(flow, STORE.pool)
+
+
 def loaded_models() -> list[LoadedModelInfo]:
     """Return one row per set of weights in memory."""
     return STORE.infos()
@@ -317,13 +268,17 @@ def stats() -> dict[str, float]:
     return STORE.counters.snapshot()
 
 
-def add_hook(hook: Hook) -> None:
+def add_hook(hook: Hook | type[Hook], *, once: bool = False) -> None:
     """Tell `hook` of every load, batch, error and unload of this process from here on; see `Hook`.
+
+    Args:
+        hook: What is told; an object that is there already is told once.
+        once: Whether `hook` is a class, of which an object is made unless one is in force already.
 
     Raises:
         ConfigurationError: A method of `Hook` is missing.
     """
-    STORE.hooks.add(hook)
+    STORE.hooks.add(hook, once=once)
 
 
 def remove_hook(hook: Hook) -> None:

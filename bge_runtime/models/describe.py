@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bge_runtime.errors import ModelNotFoundError
-from bge_runtime.models.spec import Kind, ModelSpec, Pooling, Score, find_spec, get_spec
+from bge_runtime.models.registry import find_spec, get_spec
+from bge_runtime.models.spec import Kind, ModelSpec, Pooling, Score
 
 __all__ = ["describe_folder"]
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from bge_runtime.errors import ConfigurationError, HubUnreachableError, ModelNotFoundError, UnsafeWeightsError
-from bge_runtime.models.spec import DEFAULT_OFFLINE_MODEL, ModelSpec, find_spec, nearest_names
+from bge_runtime.models.registry import find_spec, nearest_names
+from bge_runtime.models.spec import DEFAULT_OFFLINE_MODEL, ModelSpec
 
 __all__ = ["HEADS", "download", "head_files", "locate", "weight_files", "weights_digest"]
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from bge_runtime.errors import ConfigurationError, ModelNotFoundError
 from bge_runtime.models.hub import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, file_digest, unsafe
-from bge_runtime.models.spec import ModelSpec, find_spec
+from bge_runtime.models.registry import find_spec
+from bge_runtime.models.spec import ModelSpec
 
 __all__ = ["adapter_digest", "check_adapter", "check_name", "known_names"]
 

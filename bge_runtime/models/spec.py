@@ -1,17 +1,13 @@
-"""What a BGE model is: the frozen description, and the table's lookup.
-
-The rows themselves are in `bge_runtime.models.table`.
-"""
+"""What a BGE model is: the frozen description."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Literal
 
-from bge_runtime.errors import ConfigurationError, ModelNotFoundError
+from bge_runtime.errors import ConfigurationError
 
 __all__ = [
     "DEFAULT_EMBEDDER",
@@ -19,11 +15,6 @@ __all__ = [
     "DEFAULT_RERANKER",
     "DEFAULT_SPARSE_EMBEDDER",
     "ModelSpec",
-    "find_spec",
-    "get_spec",
-    "list_models",
-    "nearest_names",
-    "register_model",
 ]
 
 DEFAULT_EMBEDDER = "BAAI/bge-small-en-v1.5"
@@ -119,72 +110,3 @@ class ModelSpec:
 
 def _rebuild(values: dict[str, object]) -> ModelSpec:
     return ModelSpec(**values)  # type: ignore[arg-type]
-
-
-_MODELS: dict[str, ModelSpec] = {}
-
-
-def _table() -> dict[str, ModelSpec]:
-    if not _MODELS:
-        from bge_runtime.models.table import ROWS
-
-        for row in ROWS:
-            _MODELS.setdefault(row.id.lower(), row)
-    return _MODELS
-
-
-def list_models() -> tuple[ModelSpec, ...]:
-    """Return every model of the table, in table order."""
-    return tuple(_table().values())
-
-
-def register_model(spec: ModelSpec) -> None:
-    """Add a model to the table of this process.
-
-    Raises:
-        ConfigurationError: The id is in the table already with other facts.
-    """
-    known = _table().get(spec.id.lower())
-    if known is not None and known != spec:
-        raise ConfigurationError(
-            f"Model {spec.id!r} is in the table already. Pass the ModelSpec itself as model= to use other facts."
-        )
-    _table()[spec.id.lower()] = spec
-
-
-def find_spec(name: str) -> ModelSpec | None:
-    """Return the row for an id in any letter case or for a basename, or `None`."""
-    key = name.strip().strip("/").lower()
-    table = _table()
-    if key in table:
-        return table[key]
-    basename = key.rsplit("/", 1)[-1]
-    matches = [spec for spec in table.values() if spec.basename.lower() == basename]
-    return matches[0] if len(matches) == 1 else None
-
-
-def nearest_names(name: str, count: int = 3) -> list[str]:
-    """Return the ids of the table that look most like `name`."""
-    basename = name.rsplit("/", 1)[-1].lower()
-    by_basename = {spec.basename.lower(): spec.id for spec in list_models()}
-    return [by_basename[match] for match in get_close_matches(basename, by_basename, n=count, cutoff=0.6)]
-
-
-def get_spec(name: str) -> ModelSpec:
-    """Return the row for a model name.
-
-    Args:
-        name: Hub id, in any letter case, or its part after the slash.
-
-    Raises:
-        ModelNotFoundError: No row fits; the message names the nearest ones.
-    """
-    spec = find_spec(name)
-    if spec is None:
-        near = nearest_names(name)
-        hint = f" Did you mean {', '.join(repr(each) for each in near)}?" if near else ""
-        raise ModelNotFoundError(
-            f"Unknown BGE model {name!r}.{hint} `bge models` lists the table; "
-            "pass a folder, 'organisation/name' or a ModelSpec for other models."
-        )
-    return spec

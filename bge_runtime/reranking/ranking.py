@@ -1,4 +1,4 @@
-"""Order by score, and the arithmetic of late interaction."""
+"""Scores to what callers see: scaled, mixed, in order."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.inputs.checks import check_count
+from bge_runtime.errors import ConfigurationError, check_count
 
 __all__ = [
     "Ranked",
     "Ranking",
-    "best_passages",
-    "max_similarity",
+    "check_budget",
     "mix",
     "order_scores",
     "sigmoid",
-    "sparse_product",
 ]
 
 
@@ -81,46 +79,24 @@ def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(np.where(logits >= 0, 1, small) / (1 + small), dtype=np.float32)
 
 
-def max_similarity(query: NDArray[np.float32], document: NDArray[np.float32]) -> float:
-    """Return the mean over query vectors of the best dot product with a document vector (ColBERT's MaxSim).
-
-    Args:
-        query: Unit vectors, shape (query tokens, dimension).
-        document: Unit vectors, shape (document tokens, dimension).
-    """
-    return float((query @ document.T).max(axis=1).mean())
-
-
-def sparse_product(
-    left_ids: NDArray[np.int64],
-    left_weights: NDArray[np.float32],
-    right_ids: NDArray[np.int64],
-    right_weights: NDArray[np.float32],
-) -> float:
-    """Return the dot product of two sparse vectors, each given as distinct ids and their weights."""
-    _, left, right = np.intersect1d(left_ids, right_ids, assume_unique=True, return_indices=True)
-    return float(left_weights[left] @ right_weights[right])
-
-
-def best_passages(scores: Sequence[float] | NDArray[np.floating], sizes: Sequence[int]) -> NDArray[np.float32]:
-    """Return the best score of each document.
-
-    Args:
-        scores: One per passage, document after document; those at the end may be missing.
-        sizes: Number of passages of each document, at least 1.
-
-    Returns:
-        Array float32 of shape (documents whose passages are all scored,).
-    """
-    ends = np.cumsum(sizes)
-    whole = int(np.searchsorted(ends, len(scores), side="right"))
-    if not whole:
-        return np.empty(0, dtype=np.float32)
-    starts = np.concatenate([[0], ends[: whole - 1]])
-    return np.maximum.reduceat(np.asarray(scores, dtype=np.float32)[: ends[whole - 1]], starts)
-
-
 def mix(scores: NDArray[np.float32], dense: NDArray[np.float32], dense_weight: float) -> NDArray[np.float32]:
     """Return the weighted sum of two score lists, each standardised to mean 0 and deviation 1."""
     standardised = [(each - each.mean()) / max(float(each.std()), 1e-9) for each in (scores, dense)]
     return np.asarray((1 - dense_weight) * standardised[0] + dense_weight * standardised[1], dtype=np.float32)
+
+
+def check_budget(time_budget_s: float | None, dense_weight: float) -> float | None:
+    """Return the seconds that a ranking may take; `None` for any.
+
+    Raises:
+        ConfigurationError: They are not positive, or stand beside `dense_weight`.
+    """
+    if time_budget_s is None:
+        return None
+    if isinstance(time_budget_s, bool) or not isinstance(time_budget_s, int | float) or not 0 < time_budget_s < 1e6:
+        raise ConfigurationError(f"time_budget_s={time_budget_s!r} is not allowed. Pass seconds above 0, or None.")
+    if dense_weight:
+        raise ConfigurationError(
+            "dense_weight needs the scores of all documents, so time_budget_s cannot hold. Use one."
+        )
+    return float(time_budget_s)

@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.embedding.embedder import Embedder
-from bge_runtime.engine.flow import arun, run
-from bge_runtime.errors import ConfigurationError
-from bge_runtime.inputs.checks import check_pairs
-from bge_runtime.loading.model import Truncation
+from bge_runtime.embedding.settings import digest
+from bge_runtime.engine.deadline import Deadline
+from bge_runtime.engine.flow import Flow, run
+from bge_runtime.errors import ConfigurationError, check_count
+from bge_runtime.inputs.checks import check_pairs, pairs_of
+from bge_runtime.loading.model import Model
+from bge_runtime.loading.options import LoadingOptions, with_loading_options
+from bge_runtime.loading.runner import Runner, Truncation, distinct
 from bge_runtime.loading.source import ModelSource
-from bge_runtime.loading.store import STORE
+from bge_runtime.loading.store import arun
 from bge_runtime.models.spec import DEFAULT_RERANKER, ModelSpec
-from bge_runtime.reranking.comparison import Mode
-from bge_runtime.reranking.cross_encoder import LongDocument
+from bge_runtime.reranking.base import LongDocument, Method, Pairs
+from bge_runtime.reranking.comparison import Mode, check_mode, check_weights, comparison_of
+from bge_runtime.reranking.cross_encoder import CrossEncoder
+from bge_runtime.reranking.late_interaction import LateInteraction
 from bge_runtime.reranking.llm_options import LLMOptions
-from bge_runtime.reranking.pair_ranker import PairRanker, pairs_of
-from bge_runtime.reranking.ranking import Ranking
-from bge_runtime.vectors.cache import VectorCache
+from bge_runtime.reranking.ranking import Ranked, Ranking, check_budget, mix, order_scores, sigmoid
+from bge_runtime.vectors.cache import VectorCache, check_cache
+from bge_runtime.vectors.token_pooling import check_token_pooling
 
 __all__ = ["Reranker"]
 
 
-class Reranker(PairRanker):
+class Reranker(Model):
     """A reranking model: a query and documents in, one relevance score per document out.
 
     A cross-encoder reads query and document together. Given an embedder instead (its name, or an `Embedder`), the
     score is late interaction: the mean over the query's token vectors of the best cosine with the document's.
     """
 
+    @with_loading_options
     def __init__(
         self,
         model: str | os.PathLike[str] | ModelSpec | Embedder = DEFAULT_RERANKER,
@@ -56,22 +62,7 @@ class Reranker(PairRanker):
         batch_size: int | None = None,
         batch_tokens: int | None = None,
         show_progress: bool = False,
-        device: str | None = None,
-        precision: str | None = None,
-        backend: str = "auto",
-        calibration: str | os.PathLike[str] | None = None,
-        devices: Sequence[str] | None = None,
-        keep_alive_s: float | None = None,
-        revision: str | None = None,
-        token: str | None = None,
-        cache_folder: str | None = None,
-        local_files_only: bool = False,
-        trust_remote_code: bool = False,
-        base_model: str | None = None,
-        adapter: str | os.PathLike[str] | None = None,
-        model_kwargs: Mapping[str, Any] | None = None,
-        processor_kwargs: Mapping[str, Any] | None = None,
-        config_kwargs: Mapping[str, Any] | None = None,
+        **loading: Unpack[LoadingOptions],
     ) -> None:
         """Describe the model; errors that need no files are raised here.
 
@@ -101,48 +92,14 @@ class Reranker(PairRanker):
             batch_size: Most inputs in a forward pass; `None` sets no limit.
             batch_tokens: Most padded tokens in a forward pass; `None` takes the device's default.
             show_progress: Whether to show a progress bar on standard error.
-            device: As for `Embedder`, like all that follow.
-            precision: As for `Embedder`.
-            backend: As for `Embedder`.
-            calibration: As for `Embedder`.
-            devices: As for `Embedder`.
-            keep_alive_s: As for `Embedder`.
-            revision: As for `Embedder`.
-            token: As for `Embedder`.
-            cache_folder: As for `Embedder`.
-            local_files_only: As for `Embedder`.
-            trust_remote_code: As for `Embedder`.
-            base_model: As for `Embedder`.
-            adapter: As for `Embedder`.
-            model_kwargs: As for `Embedder`.
-            processor_kwargs: As for `Embedder`.
-            config_kwargs: As for `Embedder`.
+            **loading: See `LoadingOptions`.
 
         Raises:
             ConfigurationError: An argument has a wrong value, or stands beside an `Embedder` that has its own.
             ModelNotFoundError: The name cannot be a model.
             UnsupportedModelError: The model's kind cannot run.
         """
-        self._normalize = normalize
-        source = ModelSource(
-            model=model.model if isinstance(model, Embedder) else model,
-            device=device,
-            precision=precision,
-            backend=backend,
-            calibration=calibration,
-            devices=devices,
-            keep_alive_s=keep_alive_s,
-            revision=revision,
-            token=token,
-            cache_folder=cache_folder,
-            local_files_only=local_files_only,
-            trust_remote_code=trust_remote_code,
-            base_model=base_model,
-            adapter=adapter,
-            model_kwargs=model_kwargs or {},
-            processor_kwargs=processor_kwargs or {},
-            config_kwargs=config_kwargs or {},
-        )
+        source = ModelSource.of(model.model if isinstance(model, Embedder) else model, loading)
         if isinstance(model, Embedder):
             own = max_length or batch_size or batch_tokens or truncation != "warn"
             if own or source != ModelSource(model=model.model):
@@ -152,38 +109,110 @@ class Reranker(PairRanker):
                 )
             source = model.source
         super().__init__(
-            source,
-            model if isinstance(model, Embedder) else None,
-            long_document=long_document,
-            passage_overlap=passage_overlap,
-            vector_cache=vector_cache,
-            mode=mode,
-            weights=weights,
-            token_pooling=token_pooling,
-            llm=LLMOptions.checked(cutoff_layers, compress_ratio, compress_layers, prompt),
-            max_length=max_length,
-            truncation=truncation,
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
-            show_progress=show_progress,
+            Runner(
+                source,
+                "score",
+                max_length=max_length,
+                truncation=truncation,
+                batch_size=batch_size,
+                batch_tokens=batch_tokens,
+                show_progress=show_progress,
+            )
+        )
+        if long_document not in ("truncate", "max_passage"):
+            raise ConfigurationError(
+                f"long_document={long_document!r} is not allowed. Use 'truncate' or 'max_passage'."
+            )
+        self._given = model if isinstance(model, Embedder) else None
+        self._normalize = normalize
+        self._long_document: LongDocument = long_document
+        self._passage_overlap = check_count(passage_overlap, "passage_overlap")
+        self._cache = check_cache(vector_cache)
+        self._mode: Mode | None = mode
+        self._weights = check_weights(mode, weights)
+        self._token_pooling = check_token_pooling(token_pooling, mode)
+        self._llm = LLMOptions.checked(cutoff_layers, compress_ratio, compress_layers, prompt)
+        self._check_known()
+
+    @property
+    def method(self) -> Method:
+        """How scores arise."""
+        return "late_interaction" if self.spec.kind == "embedder" else "cross_encoder"
+
+    @property
+    def normalize(self) -> bool:
+        """Whether a sigmoid is applied; never to late interaction."""
+        return self._normalize and self.method == "cross_encoder"
+
+    @property
+    def mode(self) -> Mode | None:
+        """What of an embedder's outputs is compared; `None` for a cross-encoder."""
+        return (self._mode or "multi_vector") if self.method == "late_interaction" else None
+
+    @property
+    def token_pooling(self) -> int:
+        """How many token vectors of a document are merged into one; 1 is none."""
+        return self._token_pooling
+
+    @property
+    def long_document(self) -> LongDocument:
+        """What becomes of a document that does not fit."""
+        return self._long_document
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedder whose token vectors late interaction compares.
+
+        Raises:
+            ConfigurationError: The model is a cross-encoder.
+        """
+        if not isinstance(self.scorer, LateInteraction):
+            raise ConfigurationError(f"{self.model!r} is a cross-encoder and has no vectors. Use an embedder for them.")
+        return self.scorer.embedder
+
+    @cached_property
+    def scorer(self) -> CrossEncoder | LateInteraction:
+        """What scores pairs, chosen once by the model's kind.
+
+        Raises:
+            ConfigurationError: The vector cache rounds numbers that the mode needs whole.
+        """
+        overlap = self._passage_overlap if self._long_document == "max_passage" else None
+        if self.method == "cross_encoder":
+            return CrossEncoder(self._runner, self._llm, overlap)
+        embedder = self._given or Embedder(**self._runner.options(), token=self.source.token)
+        comparison = comparison_of(embedder, self._mode, self._weights, self._token_pooling)
+        if comparison.whole_numbers and self._cache is not None and self._cache.storage != "float32":
+            raise ConfigurationError(
+                f"vector_cache={self._cache!r} rounds token ids, which mode={self._mode!r} needs. "
+                "Use storage='float32', or mode='multi_vector'."
+            )
+        return LateInteraction(
+            embedder,
+            comparison,
+            self._runner,
+            owns_embedder=self._given is None,
+            overlap=overlap,
+            cache=self._cache,
         )
 
     @property
     def identity(self) -> str:
         """Digest of exactly what changes scores; needs the model's files, not its weights in memory."""
+        source = self.source
         parts = [
-            self.source.weights_digest,
+            source.weights_digest,
             self.method,
             self.max_length,
             self.normalize,
-            self.source.precision_class,
-            self.source.vector_arguments,
-            *([] if self._overlap is None else [self._overlap]),
+            source.precision_class,
+            source.vector_arguments,
+            *([self._passage_overlap] if self._long_document == "max_passage" else []),
             *([self.mode, *self._weights] if "multi_vector" in self.spec.outputs else []),
             *([] if self._token_pooling == 1 else [f"pooled {self._token_pooling}"]),
             *self._llm.identity(self.spec),
         ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        return digest(parts)
 
     def score(self, query: str, documents: Iterable[str], *, show_progress: bool | None = None) -> NDArray[np.float32]:
         """Score documents against one query.
@@ -264,19 +293,19 @@ class Reranker(PairRanker):
         self, query: str, documents: Iterable[str], *, show_progress: bool | None = None
     ) -> NDArray[np.float32]:
         """Score without blocking the event loop; see `score`."""
-        return await arun(self._score(pairs_of(query, documents), show_progress), STORE.pool)
+        return await arun(self._score(pairs_of(query, documents), show_progress))
 
     async def ascore_pairs(
         self, pairs: Iterable[tuple[str, str]], *, show_progress: bool | None = None
     ) -> NDArray[np.float32]:
         """Score pairs without blocking the event loop; see `score_pairs`."""
-        return await arun(self._score(check_pairs(pairs), show_progress), STORE.pool)
+        return await arun(self._score(check_pairs(pairs), show_progress))
 
     async def ascore_layers(
         self, query: str, documents: Iterable[str], layers: Iterable[int] | None = None
     ) -> dict[int, NDArray[np.float32]]:
         """Score by layer without blocking the event loop; see `score_layers`."""
-        return await arun(self._score_layers(pairs_of(query, documents), layers), STORE.pool)
+        return await arun(self._score_layers(pairs_of(query, documents), layers))
 
     async def arank(
         self,
@@ -289,15 +318,24 @@ class Reranker(PairRanker):
         time_budget_s: float | None = None,
     ) -> Ranking:
         """Rank without blocking the event loop; see `rank`."""
-        steps = self._rank(query, documents, top_n, score_threshold, dense_weight, time_budget_s)
-        return await arun(steps, STORE.pool)
+        return await arun(self._rank(query, documents, top_n, score_threshold, dense_weight, time_budget_s))
+
+    def warm_up(self) -> Self:
+        """Load the weights ahead of the first call."""
+        self.scorer.warm_up()
+        return self
+
+    def close(self) -> None:
+        """Free the weights if nobody else holds them; an embedder that was passed in stays open."""
+        super().close()
+        if "scorer" in self.__dict__:  # cached_property: none is made to be closed
+            self.scorer.close()
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments, without the access token."""
-        if self._shares_embedder:
-            shared = {"model": self._embedder, "show_progress": self._show_progress}
-        else:
-            shared = self._shared_options()
+        shared = self._runner.options()
+        if self._given is not None:
+            shared = {"model": self._given, "show_progress": shared["show_progress"]}
         own = {
             "long_document": self._long_document,
             "passage_overlap": self._passage_overlap,
@@ -314,3 +352,81 @@ class Reranker(PairRanker):
         known = self.source.known_spec is not None
         shown = f", method={self.method!r}, normalize={self.normalize}" if known else ""
         return f"Reranker({self.model!r}{shown})"
+
+    def _check_spec(self, spec: ModelSpec) -> None:
+        super()._check_spec(spec)
+        if spec.kind not in ("reranker", "embedder"):
+            raise ConfigurationError(f"{self.model!r} is a {spec.kind} model. Use a reranker or an embedder.")
+        self._llm.check(spec, self.model)
+        check_mode(spec, self._mode)
+        if self._token_pooling > 1 and spec.kind != "embedder":
+            raise ConfigurationError(
+                f"token_pooling={self._token_pooling} is for late interaction, and {spec.id!r} is a cross-encoder, "
+                "which has no token vectors. Leave it out, or use an embedder."
+            )
+
+    def _raw_scores(
+        self, pairs: Pairs, show_progress: bool | None, deadline: Deadline | None = None
+    ) -> Flow[NDArray[np.float32]]:
+        """Score checked pairs, each distinct one once; what the deadline cuts off is NaN."""
+        if not pairs:
+            return np.empty(0, dtype=np.float32)
+        different, places = distinct(pairs)
+        scores = yield from self.scorer.scores(different, show_progress, deadline)
+        return scores[places]
+
+    def _score(self, pairs: Pairs, show_progress: bool | None) -> Flow[NDArray[np.float32]]:
+        raw = yield from self._raw_scores(pairs, show_progress)
+        return sigmoid(raw) if self.normalize else raw
+
+    def _score_layers(self, pairs: Pairs, layers: Iterable[int] | None) -> Flow[dict[int, NDArray[np.float32]]]:
+        wanted = self._llm.layers(layers, self.spec, self.model)
+        assert isinstance(self.scorer, CrossEncoder)  # no other model has layers
+        raw = np.empty((0, len(wanted)), dtype=np.float32)
+        if pairs:
+            different, places = distinct(pairs)
+            scores = yield from self.scorer.layer_scores(different, wanted)
+            raw = scores[places]
+        shown = sigmoid(raw) if self.normalize else raw
+        return {layer: np.ascontiguousarray(shown[:, column]) for column, layer in enumerate(wanted)}
+
+    def _rank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        top_n: int | None,
+        score_threshold: float | None,
+        dense_weight: float,
+        time_budget_s: float | None,
+    ) -> Flow[Ranking]:
+        limit = check_count(top_n, "top_n")
+        pairs = pairs_of(query, documents)
+        self._check_dense_weight(dense_weight, score_threshold)
+        budget = check_budget(time_budget_s, dense_weight)
+        if not pairs:
+            return Ranking()
+        partial = False
+        if budget is None:
+            raw = yield from self._raw_scores(pairs, None)
+        else:
+            self.warm_up()  # loading does not count
+            with Deadline(budget) as deadline:
+                raw = yield from self._raw_scores(pairs, None, deadline)
+                partial = deadline.passed and bool(np.isnan(raw).any())
+        if dense_weight:
+            dense = yield from self.embedder.read_cosines(query, [document for _, document in pairs])
+            raw = mix(raw, dense, dense_weight)
+        # Ordered by the raw value: a sigmoid ties the best candidates once it rounds to 1.
+        shown = sigmoid(raw) if self.normalize else raw
+        result = [Ranked(each.index, float(shown[each.index])) for each in order_scores(raw)]
+        if score_threshold is not None:
+            result = [each for each in result if each.score >= score_threshold]
+        return Ranking(result[:limit], partial=partial)
+
+    def _check_dense_weight(self, dense_weight: float, score_threshold: float | None) -> None:
+        if not isinstance(dense_weight, int | float) or not 0 <= dense_weight <= 1:
+            raise ConfigurationError(f"dense_weight={dense_weight!r} is not allowed. Use a number from 0 to 1.")
+        if dense_weight and self.method != "late_interaction":
+            raise ConfigurationError(f"dense_weight={dense_weight!r} needs late interaction; {self.model!r} has none.")
+        if dense_weight and score_threshold is not None:
+            raise ConfigurationError("score_threshold has no meaning for the mixture that dense_weight makes. Use one.")

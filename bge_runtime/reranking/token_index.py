@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.embedding.embedder import Embedder
-from bge_runtime.engine.flow import Steps, arun, run
-from bge_runtime.errors import ConfigurationError, IndexIdentityError, InputError
-from bge_runtime.inputs.checks import check_count, check_text, check_texts
-from bge_runtime.loading.store import STORE
+from bge_runtime.engine.flow import Flow, run
+from bge_runtime.errors import ConfigurationError, IndexIdentityError, InputError, check_count
+from bge_runtime.inputs.checks import check_text, check_texts
+from bge_runtime.loading.store import arun
 from bge_runtime.models.spec import ModelSpec
+from bge_runtime.reranking.late_interaction import LateInteraction
 from bge_runtime.reranking.ranking import order_scores
 from bge_runtime.reranking.reranker import Reranker
 from bge_runtime.vectors.token_blocks import TokenBlock, compacted, read_blocks, write_blocks
@@ -70,8 +71,8 @@ class TokenIndex:
         if storage not in ("float16", "float32"):
             raise ConfigurationError(f"storage={storage!r} is not allowed. Use 'float16' or 'float32'.")
         self.reranker = model if isinstance(model, Reranker) else Reranker(model)
-        if self.reranker.source.known_spec is not None:
-            self.reranker.check_token_vectors()
+        if self.reranker.known_spec is not None:
+            _check_reranker(self.reranker)
         self.storage: Storage = storage
         self._lock = threading.Lock()
         self._blocks: tuple[TokenBlock, ...] = ()
@@ -113,7 +114,7 @@ class TokenIndex:
         self, texts: Iterable[str], ids: Iterable[str] | None = None, *, show_progress: bool | None = None
     ) -> list[str]:
         """Add documents without blocking the event loop; see `add`."""
-        return await arun(self._add(texts, ids, show_progress), STORE.pool)
+        return await arun(self._add(texts, ids, show_progress))
 
     def search(self, query: str, top_n: int | None = 10) -> list[TokenHit]:
         """Return the best documents, best first; equal scores keep the order in which documents were added.
@@ -130,7 +131,7 @@ class TokenIndex:
 
     async def asearch(self, query: str, top_n: int | None = 10) -> list[TokenHit]:
         """Search without blocking the event loop; see `search`."""
-        return await arun(self._search(query, top_n), STORE.pool)
+        return await arun(self._search(query, top_n))
 
     def remove(self, ids: Iterable[str]) -> None:
         """Remove documents; all of them or, if one is not there, none.
@@ -195,7 +196,7 @@ class TokenIndex:
         """Pickle and copy with the documents; the copy shares the loaded weights of its process."""
         return _rebuild, (type(self), self.reranker, self.storage, self._blocks)
 
-    def _add(self, texts: Iterable[str], ids: Iterable[str] | None, show_progress: bool | None) -> Steps[list[str]]:
+    def _add(self, texts: Iterable[str], ids: Iterable[str] | None, show_progress: bool | None) -> Flow[list[str]]:
         checked = check_texts(texts)
         names = [uuid.uuid4().hex for _ in checked] if ids is None else check_texts(ids, "ids")
         if len(names) != len(checked):
@@ -208,23 +209,27 @@ class TokenIndex:
             found[text] = [passage.astype(width) for passage in passages]
 
         if checked:
-            yield from self.reranker.document_vectors(list(dict.fromkeys(checked)), keep, show_progress)
+            yield from self._scorer.document_vectors(list(dict.fromkeys(checked)), keep, show_progress)
         added = compacted(TokenBlock.of(name, found[text]) for name, text in zip(names, checked, strict=True))
         with self._lock:
             self._refuse_known(names)  # another thread may have added them meanwhile
             self._blocks = compacted((*self._blocks, *added))
         return names
 
-    def _search(self, query: str, top_n: int | None) -> Steps[list[TokenHit]]:
+    def _search(self, query: str, top_n: int | None) -> Flow[list[TokenHit]]:
         limit = check_count(top_n, "top_n")
         text = check_text(query, "query")
         blocks = self._blocks
         if not blocks:
             return []
-        vectors = yield from self.reranker.query_vectors(text)
+        vectors = yield from self._scorer.query_vectors(text)
         ids = [id for block in blocks for id in block.ids]
         scores = np.concatenate([block.scores(vectors) for block in blocks])
         return [TokenHit(ids[each.index], each.score) for each in order_scores(scores, limit)]
+
+    @property
+    def _scorer(self) -> LateInteraction:
+        return _check_reranker(self.reranker)
 
     def _refuse_known(self, names: list[str]) -> None:
         twice = {name for name, count in Counter(names).items() if count > 1}
@@ -232,15 +237,15 @@ class TokenIndex:
             raise InputError(f"{_shown(known)} in the index already, or given twice. Remove the old one first.")
 
     def _record(self) -> dict[str, str]:
-        embedder = self.reranker.embedder
+        embedder = self._scorer.embedder
         facts = {
             "format": FORMAT,
-            "identity": self.reranker.document_identity,
+            "identity": self._scorer.document_identity,
             "model": self.reranker.model,
             "weights": embedder.source.weights_digest[:12],
             "max_length": embedder.max_length,
             "token_pooling": self.reranker.token_pooling,
-            "long_document": self.reranker.options()["long_document"],
+            "long_document": self.reranker.long_document,
             "precision": embedder.source.precision_class,
         }
         return {name: str(value) for name, value in facts.items()}
@@ -255,6 +260,19 @@ class TokenIndex:
             f"The index {str(file)!r} was filled by {known.get('model')!r}, and the model here is {own['model']!r}. "
             f"They differ in: {differing or 'how the model is loaded'}. Use what filled it, or fill the index anew."
         )
+
+
+def _check_reranker(reranker: Reranker) -> LateInteraction:
+    """Return what reads token vectors; refuse a reranker that compares something else."""
+    if reranker.mode != "multi_vector":
+        what = "a cross-encoder" if reranker.mode is None else f"of mode={reranker.mode!r}"
+        raise ConfigurationError(
+            f"A token index needs late interaction, and the reranker of {reranker.model!r} is {what}. "
+            "Pass an embedder with mode='multi_vector', its default."
+        )
+    scorer = reranker.scorer
+    assert isinstance(scorer, LateInteraction)  # as only embedders have a mode
+    return scorer
 
 
 def _shown(ids: set[str]) -> str:

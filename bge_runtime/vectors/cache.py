@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,17 +14,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.engine.flow import Steps
-from bge_runtime.errors import ConfigurationError
-from bge_runtime.inputs.checks import check_count
+from bge_runtime.errors import ConfigurationError, check_count
 from bge_runtime.vectors.cache_file import CacheFile
 
-__all__ = ["CacheStats", "VectorCache", "cached_vectors", "check_cache"]
+__all__ = ["CacheStats", "VectorCache", "check_cache"]
 
 DEFAULT_MEMORY_BYTES = 256 * 2**20
 DEFAULT_FILE_BYTES = 4 * 2**30
 ENTRY_OVERHEAD_BYTES = 96  # key and bookkeeping, counted with each vector
-MOST_AT_ONCE = 4096  # texts in one write
 
 Storage = Literal["float32", "float16"]
 
@@ -211,46 +208,3 @@ def check_cache(cache: VectorCache | str | os.PathLike[str] | None) -> VectorCac
     if cache is not None and not isinstance(cache, VectorCache):
         raise ConfigurationError(f"vector_cache={cache!r} is not allowed. Pass a VectorCache, or the path of its file.")
     return cache
-
-
-def cached_vectors(
-    cache: VectorCache,
-    identity: str,
-    texts: Sequence[str],
-    compute: Callable[[Sequence[str]], Steps[NDArray[np.float32]]],
-    portion: Callable[[], int],
-    on_progress: Callable[[int], object],
-) -> Steps[NDArray[np.float32]]:
-    """Return a vector per text, computing those that the cache lacks and storing them portion by portion.
-
-    Args:
-        cache: Where vectors are looked up and stored.
-        identity: What changes vectors, the role included.
-        texts: Distinct texts.
-        compute: Gives float32 of shape (number of texts, dimension).
-        portion: Says about how many characters to compute between two writes: what a killed process loses at most.
-        on_progress: Called with the number of texts just found or stored.
-    """
-    found = cache.get(identity, texts)
-    missing = [index for index, vector in enumerate(found) if vector is None]
-    on_progress(len(texts) - len(missing))
-    for part in _portions(texts, missing, portion() if missing else 0):
-        vectors = yield from compute([texts[index] for index in part])
-        cache.put(identity, [texts[index] for index in part], vectors)
-        for index, vector in zip(part, vectors, strict=True):
-            found[index] = vector
-        on_progress(len(part))
-    return np.stack([vector for vector in found if vector is not None])
-
-
-def _portions(texts: Sequence[str], indices: Sequence[int], characters: int) -> Iterator[list[int]]:
-    part: list[int] = []
-    size = 0
-    for index in indices:
-        part.append(index)
-        size += len(texts[index])
-        if size >= characters or len(part) == MOST_AT_ONCE:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part

@@ -9,8 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.errors import ConfigurationError, InputError
-from bge_runtime.inputs.checks import check_count
+from bge_runtime.errors import ConfigurationError, InputError, check_count
 
 __all__ = ["quantization_ranges", "quantize_embeddings", "rescore", "search_quantized"]
 

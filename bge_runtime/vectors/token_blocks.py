@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.reranking.ranking import best_passages
+from bge_runtime.vectors.similarity import best_passages
 
 __all__ = ["TokenBlock", "compacted", "read_blocks", "write_blocks"]
 

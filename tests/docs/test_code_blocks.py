@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import bge_runtime
 from bge_runtime.cli.commands import app
-from bge_runtime.models import spec
+from bge_runtime.models import registry
 from tests.docs.pages import PAGES, ROOT, code_blocks, page_name, shell_lines
 from tests.packaging.project import extras, make_targets
 
@@ -30,7 +30,7 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from llama_index.core import Settings
 
     bge_runtime.list_models()
-    monkeypatch.setattr(spec, "_MODELS", dict(spec._MODELS))
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
     monkeypatch.setattr(Settings, "_embed_model", None)
     bge_runtime.unload_models()
     yield

@@ -11,9 +11,10 @@ import pytest
 from bge_runtime import ConfigurationError
 from bge_runtime.backends.packed.int8 import check_int8
 from bge_runtime.engine.counters import Counters
-from bge_runtime.engine.engine import Engine, Job
+from bge_runtime.engine.engine import Engine
 from bge_runtime.engine.hooks import Hooks, Place
-from bge_runtime.engine.replica import Replica
+from bge_runtime.engine.job import Job
+from bge_runtime.engine.worker import Replica
 from bge_runtime.inputs.tokenizing import TokenSequence
 
 __all__ = ["TIMEOUT_S", "FakeBackend", "engine_over", "hold", "job_of", "skip_where_int8_cannot_run", "values"]

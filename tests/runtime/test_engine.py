@@ -10,7 +10,7 @@ import pytest
 
 from bge_runtime import EngineStoppedError
 from bge_runtime.engine.counters import Counters
-from bge_runtime.engine.engine import Job
+from bge_runtime.engine.job import Job
 from bge_runtime.engine.queue import JobQueue
 from bge_runtime.inputs.tokenizing import TokenSequence
 from tests.runtime.fakes import TIMEOUT_S, FakeBackend, engine_over, hold, job_of, values

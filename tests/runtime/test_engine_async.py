@@ -44,7 +44,7 @@ def worker(embedder):
 
 async def test_ingestions_that_wait_for_room_keep_no_query_waiting(embedder, worker, monkeypatch):
     monkeypatch.setattr("bge_runtime.engine.queue.MAX_QUEUED_TOKENS", 100)
-    monkeypatch.setattr("bge_runtime.loading.model.WINDOW", 10)
+    monkeypatch.setattr("bge_runtime.engine.call.WINDOW", 10)
     ingestions = [asyncio.create_task(embedder.aencode_documents(LONG)) for _ in range(4 * PREPARE_THREADS)]
     (model,) = STORE._models.values()
     while len(model.engine._queue._bulk.outside) < PREPARE_THREADS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bge_runtime import BackendError, EngineStoppedError, OutOfMemoryError
-from bge_runtime.engine.replica import BATCHES_BEFORE_GROWTH
+from bge_runtime.engine.worker import BATCHES_BEFORE_GROWTH
 from tests.runtime.fakes import hold, job_of, values
 
 

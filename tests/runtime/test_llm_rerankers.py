@@ -94,14 +94,14 @@ def test_the_prompt_is_the_models_own_or_the_callers(folder, name, own):
 def test_a_long_document_is_read_in_passages_that_each_begin_as_documents_do(folder, name):
     reranker = Reranker(name, max_length=48, long_document="max_passage", passage_overlap=8)
     whole = reranker.score(QUERY, [PANDA * 3, "hi"])
-    tokenizing = reranker._hold("score").tokenizing
+    tokenizing = reranker._runner.hold().tokenizing
     (short,), parts = (tokenizing.pairs([(QUERY, each)], 48, 8).sequences for each in ("hi", PANDA * 3))
     head = short.type_ids.count(0)
     mark = short.ids[head : head + len(tokenizing._mark)]
     assert len(parts) > 2
     assert all(part.ids[head : head + len(mark)] == mark for part in parts)
     assert all(part.ids[:head] == short.ids[:head] for part in parts)
-    backend = reranker._hold("score").engine.replicas[0].backend
+    backend = reranker._runner.hold().engine.replicas[0].backend
     best = max(float(value) for value in backend.forward(parts, "score"))
     np.testing.assert_allclose(whole, [best, reference_score(folder(name), QUERY, "hi", max_length=48)], **CLOSE)
     assert reranker.truncated_count == 0
@@ -157,7 +157,7 @@ def test_the_cut_off_layer_scores_and_those_above_are_not_computed(folder, name,
     np.testing.assert_array_equal(Reranker(name, cutoff_layers=[28]).score(QUERY, DOCUMENTS), scores[28])
     np.testing.assert_array_equal(Reranker(name).score(QUERY, DOCUMENTS), scores[last])
     reranker = Reranker(name, cutoff_layers=28)
-    layers = reranker._hold("score").engine.replicas[0].backend._model.layers
+    layers = reranker._runner.hold().engine.replicas[0].backend._model.layers
     calls = []
     hooks = [
         layer.register_forward_hook(lambda *_, index=index: calls.append(index)) for index, layer in enumerate(layers)
@@ -232,7 +232,7 @@ def test_calls_with_other_layers_share_the_weights_but_not_the_batch(hub_cache, 
     assert len({tuple(reranker.score(QUERY, DOCUMENTS)) for reranker in rerankers}) == 4
     assert len(bge_runtime.loaded_models()) == 1
     assert bge_runtime.loaded_models()[0].backend == "llm"
-    backend = rerankers[0]._hold("score").engine.replicas[0].backend
+    backend = rerankers[0]._runner.hold().engine.replicas[0].backend
     assert backend.parameters == bge_runtime.loaded_models()[0].parameters > 100_000
 
 

@@ -14,7 +14,7 @@ import bge_runtime
 from bge_runtime import ConfigurationError, Reranker
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.inputs.tokenizing import Tokenizing
-from bge_runtime.reranking.ranking import best_passages
+from bge_runtime.vectors.similarity import best_passages
 from tests.runtime.fakes import TIMEOUT_S
 from tests.tiny_tokenizers import bert_tokenizer
 
@@ -59,7 +59,7 @@ def test_the_best_passage_counts_and_missing_ones_make_no_score():
 
 def test_max_passage_is_the_best_of_the_passages_scored_alone(model):
     reranker = Reranker(model, max_length=64, long_document="max_passage", passage_overlap=16)
-    tokenizing = (reranker._hold("score") if model == CROSS else reranker.embedder._acquire()).tokenizing
+    tokenizing = (reranker._runner.hold() if model == CROSS else reranker.embedder._runner.hold()).tokenizing
     query_tokens = tokenizing.count([QUERY])[0] if model == CROSS else 0
     offsets = tokenizing.offsets(LONG)
     room = 64 - query_tokens - 2 if model == CROSS else 62

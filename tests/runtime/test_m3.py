@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bge_runtime
-from bge_runtime.reranking import late_interaction
+from bge_runtime.reranking import comparison, late_interaction
 from tests.runtime import references
 
 M3 = "BAAI/bge-m3"
@@ -258,7 +258,7 @@ def test_a_pickle_that_would_run_code_is_not_read(folder, tmp_path):
 def test_a_window_of_documents_is_let_go_of_before_the_next_is_read(hub_cache, monkeypatch):
     scored: list[weakref.ref[np.ndarray]] = []
     alive = []
-    compare, windows = late_interaction.max_similarity, late_interaction._windows
+    compare, windows = comparison.max_similarity, late_interaction._windows
 
     def watched(query, document):
         scored.append(weakref.ref(document))
@@ -270,7 +270,7 @@ def test_a_window_of_documents_is_let_go_of_before_the_next_is_read(hub_cache, m
             yield window
 
     monkeypatch.setattr(late_interaction, "TOKEN_WINDOW", 4)
-    monkeypatch.setattr(late_interaction, "max_similarity", watched)
+    monkeypatch.setattr(comparison, "max_similarity", watched)
     monkeypatch.setattr(late_interaction, "_windows", counted)
     documents = [f"panda {index}" for index in range(12)]
     bge_runtime.Reranker(M3, mode="hybrid").score(QUERY, documents)

@@ -205,7 +205,7 @@ def futures(monkeypatch):
             super().__init__(*arguments, **options)
             futures.append(self.future)
 
-    monkeypatch.setattr("bge_runtime.loading.model.Job", Watched)
+    monkeypatch.setattr("bge_runtime.engine.call.Job", Watched)
     return futures
 
 

@@ -7,7 +7,7 @@ import threading
 import weakref
 from concurrent.futures import Future
 
-from bge_runtime.engine.flow import PreparePool, arun, run
+from bge_runtime.engine.flow import PreparePool, drive, run
 
 
 class Rows:
@@ -37,6 +37,6 @@ def test_a_call_holds_no_result_that_was_used_while_it_waits_for_the_next():
 async def test_neither_does_its_async_twin():
     pool = PreparePool()
     try:
-        assert await arun(two_windows([]), pool) is False
+        assert await drive(two_windows([]), pool) is False
     finally:
         pool.close()

@@ -227,7 +227,7 @@ def test_registering_other_facts_under_a_known_name_is_refused():
 def test_a_registered_model_is_found(monkeypatch):
     from dataclasses import replace
 
-    from bge_runtime.models import spec as module
+    from bge_runtime.models import registry as module
 
     bge_runtime.list_models()
     monkeypatch.setattr(module, "_MODELS", dict(module._MODELS))

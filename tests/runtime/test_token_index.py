@@ -220,14 +220,14 @@ def test_copies_and_pickles_hold_the_documents():
 
 def test_an_id_that_another_thread_adds_meanwhile_is_refused(monkeypatch):
     index = TokenIndex(MODEL)
-    compute = index.reranker.document_vectors
+    compute = index.reranker.scorer.document_vectors
 
     def overtaken(*arguments):
         monkeypatch.undo()
         index.add(["cat"], ["a"])
         yield from compute(*arguments)
 
-    monkeypatch.setattr(index.reranker, "document_vectors", overtaken)
+    monkeypatch.setattr(index.reranker.scorer, "document_vectors", overtaken)
     with pytest.raises(bge_runtime.InputError, match="'a' is in the index already"):
         index.add(["dog"], ["a"])
     assert index.ids == ["a"]

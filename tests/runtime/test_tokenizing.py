@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 import bge_runtime
-from bge_runtime.embedding.instructions import Framed
-from bge_runtime.inputs.tokenizing import Tokenizing
+from bge_runtime.inputs.tokenizing import Framed, Tokenizing
 from tests.contracts.concurrency import in_threads
 from tests.decoder_tokenizers import decoder_tokenizer
 from tests.tiny_tokenizers import bert_tokenizer, xlmr_tokenizer

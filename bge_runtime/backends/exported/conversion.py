@@ -54,7 +54,7 @@ def convert(request: LoadRequest, backend: str, int8_levels: int) -> Conversion:
     Args:
         request: The model.
         backend: Who asks, for messages.
-        int8_levels: Steps between zero and an output's largest weight in int8.
+        int8_levels: Flow between zero and an output's largest weight in int8.
 
     Raises:
         UnsupportedModelError: Its architecture cannot be exported.

@@ -60,7 +60,7 @@ class Runtime(Protocol):
 
     @property
     def int8_levels(self) -> int:
-        """Steps between zero and an output's largest weight in int8, on this processor; 127 at most."""
+        """Flow between zero and an output's largest weight in int8, on this processor; 127 at most."""
         ...
 
     def build(self, weights: EncoderWeights) -> Graph:

@@ -157,7 +157,7 @@ def quantize(
     Args:
         weights: Those of the model.
         ranges: Of each linear layer's input, by layer number and name.
-        levels: Steps between zero and the largest weight of an output, 127 at most.
+        levels: Flow between zero and the largest weight of an output, 127 at most.
     """
     layers = tuple(
         replace(

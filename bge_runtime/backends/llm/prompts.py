@@ -6,7 +6,8 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
-from bge_runtime.inputs.tokenizing import TokenizedTexts, Tokenizing, TokenSequence, split_ids
+from bge_runtime.inputs.prepared import PreparedInputs
+from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence, split_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -54,7 +55,7 @@ class PromptedPairs(Tokenizing):
         (ids,) = self._content([text])
         return ids[0]
 
-    def pairs(self, pairs: Sequence[tuple[str, str]], max_length: int, overlap: int | None = None) -> TokenizedTexts:
+    def pairs(self, pairs: Sequence[tuple[str, str]], max_length: int, overlap: int | None = None) -> PreparedInputs:
         """Tokenise (query, document) pairs; a query keeps at most three quarters, the document is made to fit.
 
         As in FlagEmbedding the prompt and a line break come on top of `max_length`: all that stands before them has
@@ -79,7 +80,7 @@ class PromptedPairs(Tokenizing):
             truncated += (overlap is None and len(read) > room) or len(asked) > query_room
             sequences += [_joined(head, part, tail) for part in parts]
             passages.append(len(parts))
-        return TokenizedTexts(sequences, truncated, passages)
+        return PreparedInputs(sequences, passages, truncated)
 
     def _passages(self, ids: list[int], room: int, overlap: int | None) -> list[list[int]]:
         """Return the parts of a document; each begins with `B:`, as the whole does."""

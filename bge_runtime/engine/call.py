@@ -1,0 +1,145 @@
+"""One call's inputs through an engine: prepared window by window, computed in jobs, gathered in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from bge_runtime.engine.deadline import Deadline
+from bge_runtime.engine.engine import Engine
+from bge_runtime.engine.flow import Flow
+from bge_runtime.engine.job import Input, Job, Output
+
+__all__ = ["Call", "Prepared", "Rows"]
+
+# Inputs prepared and sorted together: enough for batches of equal lengths, little enough to bound memory.
+WINDOW = 4096
+IN_FLIGHT = 2
+
+# With a deadline: what is lost at most of a call whose time ran out. The engine fills batches from many of them.
+DEADLINE_WINDOW = 16
+
+
+class Prepared(Protocol):
+    """What some items of a call become: inputs, how many items were cut, and how many inputs each gave."""
+
+    @property
+    def sequences(self) -> Sequence[Input]:
+        """The inputs, item after item."""
+        ...
+
+    @property
+    def truncated(self) -> int:
+        """How many items were cut."""
+        ...
+
+    @property
+    def passages(self) -> list[int]:
+        """How many inputs each item gave."""
+        ...
+
+
+@dataclass(slots=True)
+class Rows:
+    """Results of a call.
+
+    Attributes:
+        values: One per input, in order.
+        passages: How many inputs each item gave.
+        cut: Items that were too long.
+    """
+
+    values: list[Any] = field(default_factory=list)
+    passages: list[int] = field(default_factory=list)
+    cut: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """How the inputs of one call are to be computed.
+
+    Attributes:
+        engine: Computes them.
+        batch_tokens: Most padded tokens of one forward pass.
+        batch_size: Most inputs of one forward pass; `None` sets no limit.
+        bulk: Whether interactive work goes first.
+        deadline: When to stop: small windows are then computed in order, and those that it cuts off are missing.
+        window: Items prepared at a time.
+        refuse: Called with the number of items cut so far and of all; may raise.
+        on_progress: Called on a worker with the number of inputs just finished.
+    """
+
+    engine: Engine
+    batch_tokens: int
+    batch_size: int | None = None
+    bulk: bool = False
+    deadline: Deadline | None = None
+    window: int | None = None
+    refuse: Callable[[int, int], object] | None = None
+    on_progress: Callable[[int], object] | None = None
+
+    def rows(self, items: Sequence[Any], prepare: Callable[[Sequence[Any]], Prepared], output: Output) -> Flow[Rows]:
+        """Compute one result per input; one window of items is prepared while another is computed."""
+        window, in_flight = self.window or WINDOW, IN_FLIGHT
+        if self.deadline is not None:
+            window, in_flight = DEADLINE_WINDOW, len(items) + 1
+        pending: deque[Job] = deque()
+        rows = Rows()
+        try:
+            for start in range(0, len(items), window):
+                if self.deadline is not None and self.deadline.passed:
+                    break
+                inputs = yield from self._prepared(partial(prepare, items[start : start + window]))
+                rows.cut += inputs.truncated
+                rows.passages += inputs.passages
+                if rows.cut and self.refuse is not None:
+                    self.refuse(rows.cut, len(items))
+                pending.append(self.engine.submit(self._job(inputs, output)))
+                if len(pending) == in_flight:
+                    yield from self._collect(pending, rows)
+            while pending and (yield from self._collect(pending, rows)):
+                pass
+        finally:
+            for job in pending:
+                job.future.cancel()
+        return rows
+
+    def _prepared(self, prepare: Callable[[], Prepared]) -> Flow[Prepared]:
+        """Tokenise texts, or read pictures, when the queue has room for the result."""
+        engine, bulk = self.engine, self.bulk
+
+        def prepare_now() -> Prepared | Future[None]:
+            # Others may have filled the queue while this waited for a thread.
+            return engine.room(bulk=bulk) or prepare()
+
+        while True:
+            found: Prepared | Future[None] | None = engine.room(bulk=bulk)
+            if found is None:
+                found = (yield prepare_now) if bulk else prepare()
+            if not isinstance(found, Future):
+                return found
+            yield found
+
+    def _job(self, inputs: Prepared, output: Output) -> Job:
+        return Job(
+            inputs.sequences,
+            output,
+            batch_tokens=self.batch_tokens,
+            batch_size=self.batch_size,
+            bulk=self.bulk,
+            on_progress=self.on_progress,
+        )
+
+    def _collect(self, pending: deque[Job], rows: Rows) -> Flow[bool]:
+        """Add the results of the oldest job to the rows; `False` if the deadline came first."""
+        future = pending[0].future
+        found = yield (future if self.deadline is None else self.deadline.limit(future))
+        if found is None:
+            return False
+        rows.values += found
+        pending.popleft()
+        return True

@@ -1,0 +1,23 @@
+"""What items of a call become before a forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["PreparedInputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedInputs:
+    """Inputs of a forward pass.
+
+    Attributes:
+        sequences: Token sequences or pictures, item after item.
+        passages: How many of them each item gave.
+        truncated: How many items were cut.
+    """
+
+    sequences: list[Any]
+    passages: list[int]
+    truncated: int = 0

@@ -1,0 +1,75 @@
+"""How weights are found, loaded and placed: the options that every class takes, told once."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
+
+__all__ = ["LoadingOptions", "with_loading_options"]
+
+T = TypeVar("T", bound=Callable[..., None])
+
+
+class LoadingOptions(TypedDict, total=False):
+    """Options of loading.
+
+    Attributes:
+        device: `cpu`, `cuda`, `cuda:N`, `mps`; `None` chooses.
+        precision: `float32`, `float16`, `bfloat16`, `int8` (CPUs); `None` chooses: float32 on CPUs.
+        backend: Way of executing: `packed`, `torch`, `onnx`, `openvino`; `auto` chooses.
+        calibration: File with one text per line, like those to embed, that an int8 export is calibrated on.
+        devices: Devices that each hold a replica and work off one queue, instead of `device`.
+        keep_alive_s: Seconds without work after which the weights are freed, until the next call; `None` never.
+        revision: Branch, tag or commit on the hub.
+        token: Access token for private models.
+        cache_folder: Hugging Face cache folder; `None` is the usual one.
+        local_files_only: Never use the network.
+        trust_remote_code: Whether the repository's own Python code may run.
+        base_model: Row of the model table that a fine-tuned model comes from.
+        adapter: LoRA adapter, a folder that peft saved or a hub id; it is added to the weights on loading.
+        model_kwargs: Extra arguments for the transformers model.
+        processor_kwargs: Extra arguments for the tokenizer.
+        config_kwargs: Extra arguments for the configuration.
+    """
+
+    device: str | None
+    precision: str | None
+    backend: str
+    calibration: str | os.PathLike[str] | None
+    devices: Sequence[str] | None
+    keep_alive_s: float | None
+    revision: str | None
+    token: str | None
+    cache_folder: str | None
+    local_files_only: bool
+    trust_remote_code: bool
+    base_model: str | None
+    adapter: str | os.PathLike[str] | None
+    model_kwargs: Mapping[str, Any] | None
+    processor_kwargs: Mapping[str, Any] | None
+    config_kwargs: Mapping[str, Any] | None
+
+
+# Of those whose default is not `None`.
+DEFAULTS: LoadingOptions = {"backend": "auto", "local_files_only": False, "trust_remote_code": False}
+
+
+def with_loading_options(init: T) -> T:
+    """Show every key of `LoadingOptions` in the signature and the docstring of a constructor that takes `**loading`.
+
+    Type checkers and editors read `Unpack[LoadingOptions]`; `inspect.signature`, `help` and a notebook's tool tip
+    know only what they find here.
+    """
+    shown = inspect.signature(init)
+    own = [each for each in shown.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    loading = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=annotation)
+        for name, annotation in LoadingOptions.__annotations__.items()
+    ]
+    init.__signature__ = shown.replace(parameters=[*own, *loading])  # type: ignore[attr-defined]
+    told = inspect.cleandoc(LoadingOptions.__doc__ or "").partition("Attributes:\n")[2].splitlines()
+    lines = "\n".join(f"        {line}".rstrip() for line in told)
+    init.__doc__ = (init.__doc__ or "").replace("            **loading: See `LoadingOptions`.", lines)
+    return init

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = [
     "BGEError",
@@ -38,13 +38,25 @@ __all__ = [
     "UnsafeWeightsError",
     "UnsupportedModelError",
     "check_count",
+    "public",
 ]
 
 
+T = TypeVar("T", bound=type)
+
+
+def public(cls: T) -> T:
+    """Let a class name its public place as its module: pickles and tracebacks then survive that it moves inside."""
+    cls.__module__ = "bge_runtime"
+    return cls
+
+
+@public
 class BGEError(Exception):
     """Root of every error that this project raises on purpose."""
 
 
+@public
 class ConfigurationError(BGEError, ValueError):
     """An option has a value that is not allowed."""
 
@@ -62,6 +74,7 @@ class ConfigurationError(BGEError, ValueError):
         return cls(f"{owner}: {'; '.join(rows)}")
 
 
+@public
 class UnknownArgumentError(ConfigurationError, TypeError):
     """An argument does not exist."""
 
@@ -87,42 +100,52 @@ class UnknownArgumentError(ConfigurationError, TypeError):
         raise cls(f"{owner} has no argument {names}.{hint} Valid arguments: {', '.join(allowed)}.")
 
 
+@public
 class IndexIdentityError(ConfigurationError):
     """An index holds vectors that this embedder's vectors cannot be compared with."""
 
 
+@public
 class InputError(BGEError, ValueError, TypeError):
     """A text, query or document cannot be used."""
 
 
+@public
 class InputTooLongError(InputError):
     """A text is longer than the model reads and `truncation="error"` was asked for."""
 
 
+@public
 class ModelNotFoundError(BGEError, LookupError):
     """The model does not exist or has no usable weights at the place named."""
 
 
+@public
 class HubUnreachableError(ModelNotFoundError, ConnectionError):
     """The model is not on this machine and the hub cannot be reached."""
 
 
+@public
 class UnsafeWeightsError(ModelNotFoundError):
     """The repository holds pickled weights only and is not in the model table."""
 
 
+@public
 class UnsupportedModelError(BGEError, NotImplementedError):
     """The model is known, but its kind cannot run."""
 
 
+@public
 class BackendError(BGEError, RuntimeError):
     """The forward pass failed."""
 
 
+@public
 class OutOfMemoryError(BackendError, MemoryError):
     """One single text does not fit in the device's memory, or the weights do not."""
 
 
+@public
 class EngineStoppedError(BackendError):
     """The worker of a model ended while this call was pending; the next call starts a new one."""
 

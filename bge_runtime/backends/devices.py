@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bge_runtime.errors import ConfigurationError, OutOfMemoryError
+from bge_runtime.errors import ConfigurationError, OutOfMemoryError, public
 
 __all__ = ["Accelerators", "DeviceChoice", "check_memory", "choose_device", "default_batch_tokens", "release_memory"]
 
@@ -47,6 +47,7 @@ class Accelerators:
         )
 
 
+@public
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceChoice:
     """A device, a precision, and the reason for both."""

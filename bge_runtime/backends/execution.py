@@ -8,7 +8,7 @@ from importlib.util import find_spec as find_module
 
 from bge_runtime.backends import check_backend_name
 from bge_runtime.backends.devices import Accelerators, check_device_name, check_precision, choose_device
-from bge_runtime.errors import ConfigurationError
+from bge_runtime.errors import ConfigurationError, public
 
 __all__ = ["Execution", "check_backend_runs", "choose_execution"]
 
@@ -28,6 +28,7 @@ GPU_PRECISIONS = dict.fromkeys(("packed", "torch", "llm"), ("float16", "bfloat16
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
+@public
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Execution:
     """How a model runs.

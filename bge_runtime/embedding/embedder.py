@@ -17,7 +17,7 @@ from bge_runtime.embedding.settings import Encoding, Vectors
 from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow, run
-from bge_runtime.errors import ConfigurationError, check_count
+from bge_runtime.errors import ConfigurationError, check_count, public
 from bge_runtime.inputs.checks import check_text, check_texts
 from bge_runtime.loading.loaded import LoadedModel
 from bge_runtime.loading.model import Model
@@ -32,6 +32,7 @@ from bge_runtime.vectors.similarity import unit_rows
 __all__ = ["Embedder"]
 
 
+@public
 class Embedder(Model):
     """An embedding model: queries and documents in, float32 vectors out.
 

@@ -25,7 +25,7 @@ from bge_runtime.embedding.settings import Encoding, Vectors
 from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow
-from bge_runtime.errors import ConfigurationError, ModelNotFoundError
+from bge_runtime.errors import ConfigurationError, ModelNotFoundError, public
 from bge_runtime.inputs.checks import check_texts
 from bge_runtime.inputs.tokenizing import Framed
 from bge_runtime.loading.loaded import LoadedModel
@@ -43,6 +43,7 @@ Kind = Literal["dense", "sparse"]
 MOST_ENTRIES = 8192  # a store writes a few thousand texts at a time, densely and then sparsely
 
 
+@public
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedTexts:
     """Vectors of several kinds, each in input order; `None` for kinds that were not asked for.

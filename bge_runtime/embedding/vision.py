@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bge_runtime.embedding.embedder import Embedder
 from bge_runtime.engine.flow import Flow, run
-from bge_runtime.errors import ConfigurationError
+from bge_runtime.errors import ConfigurationError, public
 from bge_runtime.inputs.checks import check_texts
 from bge_runtime.inputs.images import ImageFormat, Picture, check_image_texts, check_images
 from bge_runtime.loading.store import arun
@@ -28,6 +28,7 @@ IMAGE_WINDOW = 128
 INTERACTIVE_IMAGES = 4
 
 
+@public
 class VisionEmbedder(Embedder):
     """An embedding model for pictures and texts, such as `BAAI/BGE-VL-base`.
 

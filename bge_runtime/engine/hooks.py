@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict
 
-from bge_runtime.errors import ConfigurationError
+from bge_runtime.errors import ConfigurationError, public
 
 __all__ = [
     "BatchEvent",
@@ -33,6 +33,7 @@ class Place(TypedDict):
     precision: str
 
 
+@public
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelEvent:
     """Something happened to one copy of a model's weights. No event holds a text.
@@ -50,6 +51,7 @@ class ModelEvent:
     precision: str
 
 
+@public
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadEvent(ModelEvent):
     """Weights were read into memory.
@@ -65,6 +67,7 @@ class LoadEvent(ModelEvent):
     bytes: int
 
 
+@public
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchEvent(ModelEvent):
     """A forward pass was made.
@@ -88,6 +91,7 @@ class BatchEvent(ModelEvent):
     queue_s: tuple[float, ...]
 
 
+@public
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutOfMemoryEvent(ModelEvent):
     """A batch did not fit and is tried again in smaller ones.
@@ -103,6 +107,7 @@ class OutOfMemoryEvent(ModelEvent):
     retry_tokens: int
 
 
+@public
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorEvent(ModelEvent):
     """Calls failed.
@@ -118,6 +123,7 @@ class ErrorEvent(ModelEvent):
     jobs: int
 
 
+@public
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnloadEvent(ModelEvent):
     """Weights were freed.
@@ -131,6 +137,7 @@ class UnloadEvent(ModelEvent):
     bytes: int
 
 
+@public
 class Hook(Protocol):
     """What a hook offers; a subclass overrides the methods it wants.
 

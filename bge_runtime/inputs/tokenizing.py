@@ -50,10 +50,7 @@ class _Template(NamedTuple):
 
     runs: tuple[TokenSequence, ...]
     type_ids: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        return sum(len(run.ids) for run in self.runs)
+    size: int
 
     def build(self, *texts: Sequence[int]) -> TokenSequence:
         ids, types = list(self.runs[0].ids), list(self.runs[0].type_ids)
@@ -194,7 +191,7 @@ class Tokenizing:
             else:
                 position = owner + 1
                 type_ids[owner] = type_id
-        return _Template(tuple(runs), tuple(type_ids))
+        return _Template(tuple(runs), tuple(type_ids), sum(len(run.ids) for run in runs))
 
 
 def split_ids(ids: list[int], room: int, overlap: int | None) -> list[list[int]]:

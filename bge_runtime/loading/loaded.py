@@ -10,10 +10,12 @@ from bge_runtime.engine.engine import Engine
 
 if TYPE_CHECKING:
     from bge_runtime.inputs.tokenizing import Tokenizing
+from bge_runtime.errors import public
 
 __all__ = ["LoadedModel", "LoadedModelInfo"]
 
 
+@public
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedModelInfo:
     """One set of weights in memory.

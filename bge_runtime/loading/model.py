@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self
 
 from bge_runtime.backends.execution import Execution, check_backend_runs, choose_execution
@@ -99,8 +99,11 @@ class Model(ABC):
         return type(self)(**options)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy as options; the copy shares the loaded weights of its process."""
-        return _rebuild, (type(self), self.options())
+        """Pickle and copy as options; the copy shares the loaded weights of its process.
+
+        By the class, which names its public module: what a pickle names must not move.
+        """
+        return partial(type(self), **self.options()), ()
 
     def _check_known(self) -> None:
         """Raise in the constructor what needs no files to be known."""
@@ -124,7 +127,3 @@ class Model(ABC):
                 f"max_length={asked} is more than the {limit} tokens that {self.model!r} can read. "
                 f"Use at most {limit}, or None for {spec.max_length}."
             )
-
-
-def _rebuild(kind: type[Model], options: dict[str, Any]) -> Model:
-    return kind(**options)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
-from bge_runtime.errors import ConfigurationError
+from bge_runtime.errors import ConfigurationError, public
 
 __all__ = [
     "DEFAULT_EMBEDDER",
@@ -27,6 +28,7 @@ Pooling = Literal["cls", "mean", "last", "model"]
 Score = Literal["logit", "yes_logit", "layerwise"]
 
 
+@public
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
     """Facts about one model, enough to use it right.
@@ -95,7 +97,7 @@ class ModelSpec:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by value; a mapping proxy cannot be pickled."""
-        return _rebuild, (self.as_dict(),)
+        return partial(type(self), **self.as_dict()), ()  # type: ignore[arg-type]
 
     @property
     def basename(self) -> str:
@@ -106,7 +108,3 @@ class ModelSpec:
         """Return the attributes as a plain dictionary."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {**values, "tasks": dict(self.tasks)}
-
-
-def _rebuild(values: dict[str, object]) -> ModelSpec:
-    return ModelSpec(**values)  # type: ignore[arg-type]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.backends.head_outputs import TextOutputs, pack_outputs, unpack_outputs
-from bge_runtime.embedding.embedder import Embedder
 from bge_runtime.embedding.instructions import Role
 from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
@@ -19,6 +18,9 @@ from bge_runtime.errors import ConfigurationError
 from bge_runtime.models.spec import ModelSpec
 from bge_runtime.vectors.similarity import max_similarity, sparse_product
 from bge_runtime.vectors.token_pooling import pool_each
+
+if TYPE_CHECKING:
+    from bge_runtime.embedding.embedder import Embedder
 
 __all__ = ["HeadComparison", "Mode", "TokenComparison", "check_mode", "check_weights", "comparison_of"]
 

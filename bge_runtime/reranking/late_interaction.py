@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.embedding.embedder import Embedder
 from bge_runtime.embedding.instructions import Role
 from bge_runtime.embedding.settings import digest
 from bge_runtime.engine.deadline import Deadline
@@ -20,6 +19,9 @@ from bge_runtime.loading.runner import Runner
 from bge_runtime.reranking.base import INTERACTIVE_PAIRS, Pairs, Scores
 from bge_runtime.reranking.comparison import TokenComparison
 from bge_runtime.vectors.cache import VectorCache
+
+if TYPE_CHECKING:
+    from bge_runtime.embedding.embedder import Embedder
 
 __all__ = ["LateInteraction"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.errors import ConfigurationError, check_count
+from bge_runtime.errors import ConfigurationError, check_count, public
 
 __all__ = [
     "Ranked",
@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class Ranked:
     """One document of a ranking.
@@ -33,6 +34,7 @@ class Ranked:
     score: float
 
 
+@public
 class Ranking(list[Ranked]):
     """Documents, best first.
 

@@ -14,7 +14,7 @@ from bge_runtime.embedding.embedder import Embedder
 from bge_runtime.embedding.settings import digest
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow, run
-from bge_runtime.errors import ConfigurationError, check_count
+from bge_runtime.errors import ConfigurationError, check_count, public
 from bge_runtime.inputs.checks import check_pairs, pairs_of
 from bge_runtime.loading.model import Model
 from bge_runtime.loading.options import LoadingOptions, with_loading_options
@@ -34,6 +34,7 @@ from bge_runtime.vectors.token_pooling import check_token_pooling
 __all__ = ["Reranker"]
 
 
+@public
 class Reranker(Model):
     """A reranking model: a query and documents in, one relevance score per document out.
 

@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from bge_runtime.embedding.embedder import Embedder
 from bge_runtime.engine.flow import Flow, run
-from bge_runtime.errors import ConfigurationError, IndexIdentityError, InputError, check_count
+from bge_runtime.errors import ConfigurationError, IndexIdentityError, InputError, check_count, public
 from bge_runtime.inputs.checks import check_text, check_texts
 from bge_runtime.loading.store import arun
 from bge_runtime.models.spec import ModelSpec
@@ -34,6 +35,7 @@ Storage = Literal["float16", "float32"]
 Scorer = Reranker | Embedder | ModelSpec | str | os.PathLike[str]
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class TokenHit:
     """One document that a search found.
@@ -47,6 +49,7 @@ class TokenHit:
     score: float
 
 
+@public
 class TokenIndex:
     """The token vectors of a small corpus, and exact search through them by late interaction.
 
@@ -194,7 +197,7 @@ class TokenIndex:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy with the documents; the copy shares the loaded weights of its process."""
-        return _rebuild, (type(self), self.reranker, self.storage, self._blocks)
+        return partial(type(self), self.reranker, storage=self.storage), (), {"_blocks": self._blocks}
 
     def _add(self, texts: Iterable[str], ids: Iterable[str] | None, show_progress: bool | None) -> Flow[list[str]]:
         checked = check_texts(texts)
@@ -279,11 +282,3 @@ def _shown(ids: set[str]) -> str:
     few = sorted(ids)[:3]
     more = f" and {len(ids) - len(few)} more" if len(ids) > len(few) else ""
     return f"{', '.join(map(repr, few))}{more} {'is' if len(ids) == 1 else 'are'}"
-
-
-def _rebuild(
-    kind: type[TokenIndex], reranker: Reranker, storage: Storage, blocks: tuple[TokenBlock, ...]
-) -> TokenIndex:
-    index = kind(reranker, storage=storage)
-    index._blocks = blocks
-    return index

@@ -8,13 +8,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.errors import ConfigurationError, check_count
+from bge_runtime.errors import ConfigurationError, check_count, public
 from bge_runtime.vectors.cache_file import CacheFile
 
 __all__ = ["CacheStats", "VectorCache", "check_cache"]
@@ -26,6 +27,7 @@ ENTRY_OVERHEAD_BYTES = 96  # key and bookkeeping, counted with each vector
 Storage = Literal["float32", "float16"]
 
 
+@public
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheStats:
     """What a cache has done since it was opened, and what it holds.
@@ -61,6 +63,7 @@ class _Entries(Protocol):
     def close(self) -> None: ...
 
 
+@public
 class VectorCache:
     """Remembers vectors, so that no text is computed twice by the same model.
 
@@ -136,16 +139,12 @@ class VectorCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as configuration: a file is shared, memory starts empty."""
-        return _rebuild, (self.path, self.max_bytes, self.storage)
+        return partial(type(self), self.path, max_bytes=self.max_bytes, storage=self.storage), ()
 
     def __repr__(self) -> str:
         """Show where and how large."""
         where = "memory" if self.path is None else str(self.path)
         return f"VectorCache({where!r}, max_bytes={self.max_bytes}, storage={self.storage!r})"
-
-
-def _rebuild(path: Path | None, max_bytes: int, storage: Storage) -> VectorCache:
-    return VectorCache(path, max_bytes=max_bytes, storage=storage)
 
 
 def _key(identity: str, text: str) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT, anchor, headings, links, page_name, sections
+from tests.docs.pages import PAGES, ROOT, anchor, headings, links, page_name, prose, sections
 
 DOCS = [page for page in PAGES if page.parent.name == "docs"]
 every_page = pytest.mark.parametrize("page", PAGES, ids=page_name)
@@ -51,3 +52,10 @@ def test_a_section_is_short_enough_to_be_found_and_long_enough_to_answer(page: P
 def test_headings_are_unique_over_all_pages() -> None:
     counts = Counter(heading for page in DOCS for heading in sections(page))
     assert [heading for heading, count in counts.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"], ids=page_name)
+def test_every_file_that_a_page_on_the_code_names_exists(page: Path) -> None:
+    named = set(re.findall(r"`((?:bge_runtime|langchain_bge|llamaindex_bge|tests|benchmarks)/[\w./]*)`", prose(page)))
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []

@@ -28,7 +28,7 @@ def folder(hub_cache):
 
 
 def pixels(folder, image):
-    (prepared,) = ImageFormat.read(folder).prepare(check_images([image]), 77).sequences
+    (prepared,) = ImageFormat.read(folder).prepare(check_images([image])).sequences
     return prepared.pixels
 
 

@@ -13,5 +13,5 @@ FORM = ImageFormat(
 stream = io.BytesIO()
 Image.new("CMYK", (300, 200)).save(stream, "JPEG")
 pictures = check_images([Image.new("RGBA", (30, 40)), stream, stream.getvalue()])
-prepared = FORM.prepare(pictures, 77)
+prepared = FORM.prepare(pictures)
 assert [each.pixels.shape for each in prepared.sequences] == [(224, 224, 3)] * 3

@@ -6,7 +6,6 @@ The names below are imported on first use, so that `import bge_runtime` costs mi
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from bge_runtime.errors import (
@@ -26,6 +25,7 @@ from bge_runtime.errors import (
 )
 
 if TYPE_CHECKING:
+    __version__: str
     from bge_runtime.backends.devices import DeviceChoice, choose_device
     from bge_runtime.backends.execution import Execution, choose_execution
     from bge_runtime.embedding.embedder import Embedder
@@ -60,60 +60,29 @@ if TYPE_CHECKING:
     from bge_runtime.vectors.quantization import quantization_ranges, quantize_embeddings, rescore, search_quantized
     from bge_runtime.vectors.similarity import lexical_score
 
-try:
-    __version__ = version("bge-integrations")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+unknown"
-
-_HOME = {
-    "BatchEvent": "engine.hooks",
-    "CacheStats": "vectors.cache",
-    "DEFAULT_EMBEDDER": "models.spec",
-    "DEFAULT_OFFLINE_MODEL": "models.spec",
-    "DEFAULT_RERANKER": "models.spec",
-    "DEFAULT_SPARSE_EMBEDDER": "models.spec",
-    "DeviceChoice": "backends.devices",
-    "Embedder": "embedding.embedder",
-    "EncodedTexts": "embedding.heads",
-    "ErrorEvent": "engine.hooks",
-    "Execution": "backends.execution",
-    "Hook": "engine.hooks",
-    "LoadEvent": "engine.hooks",
-    "LoadedModelInfo": "loading.loaded",
-    "ModelEvent": "engine.hooks",
-    "ModelSpec": "models.spec",
-    "OnMismatch": "embedding.index_identity",
-    "OutOfMemoryEvent": "engine.hooks",
-    "Ranked": "reranking.ranking",
-    "Ranking": "reranking.ranking",
-    "Reranker": "reranking.reranker",
-    "TokenHit": "reranking.token_index",
-    "TokenIndex": "reranking.token_index",
-    "UnloadEvent": "engine.hooks",
-    "VectorCache": "vectors.cache",
-    "VisionEmbedder": "embedding.vision",
-    "add_hook": "loading.store",
-    "bind_index": "embedding.index_identity",
-    "check_text": "inputs.checks",
-    "check_texts": "inputs.checks",
-    "choose_device": "backends.devices",
-    "choose_execution": "backends.execution",
-    "download": "models.hub",
-    "get_spec": "models.registry",
-    "lexical_score": "vectors.similarity",
-    "list_models": "models.registry",
-    "loaded_models": "loading.store",
-    "locate": "models.hub",
-    "order_scores": "reranking.ranking",
-    "quantization_ranges": "vectors.quantization",
-    "quantize_embeddings": "vectors.quantization",
-    "register_model": "models.registry",
-    "remove_hook": "loading.store",
-    "rescore": "vectors.quantization",
-    "search_quantized": "vectors.quantization",
-    "stats": "loading.store",
-    "unload_models": "loading.store",
+# Which module defines which names.
+_NAMES = {
+    "backends.devices": "DeviceChoice choose_device",
+    "backends.execution": "Execution choose_execution",
+    "embedding.embedder": "Embedder",
+    "embedding.heads": "EncodedTexts",
+    "embedding.index_identity": "OnMismatch bind_index",
+    "embedding.vision": "VisionEmbedder",
+    "engine.hooks": "BatchEvent ErrorEvent Hook LoadEvent ModelEvent OutOfMemoryEvent UnloadEvent",
+    "inputs.checks": "check_text check_texts",
+    "loading.loaded": "LoadedModelInfo",
+    "loading.store": "add_hook loaded_models remove_hook stats unload_models",
+    "models.hub": "download locate",
+    "models.registry": "get_spec list_models register_model",
+    "models.spec": "DEFAULT_EMBEDDER DEFAULT_OFFLINE_MODEL DEFAULT_RERANKER DEFAULT_SPARSE_EMBEDDER ModelSpec",
+    "reranking.ranking": "Ranked Ranking order_scores",
+    "reranking.reranker": "Reranker",
+    "reranking.token_index": "TokenHit TokenIndex",
+    "vectors.cache": "CacheStats VectorCache",
+    "vectors.quantization": "quantization_ranges quantize_embeddings rescore search_quantized",
+    "vectors.similarity": "lexical_score",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "DEFAULT_EMBEDDER",
@@ -181,11 +150,24 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its module on first use."""
-    if name not in _HOME:
+    if name == "__version__":
+        value = _version()
+    elif name in _HOME:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    # Here, since reading what is installed takes as long as everything else of `import bge_runtime`.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("bge-integrations")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

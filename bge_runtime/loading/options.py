@@ -65,7 +65,9 @@ def with_loading_options(init: T) -> T:
     shown = inspect.signature(init)
     own = [each for each in shown.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
     loading = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=annotation)
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=annotation.__forward_arg__
+        )
         for name, annotation in LoadingOptions.__annotations__.items()
     ]
     init.__signature__ = shown.replace(parameters=[*own, *loading])  # type: ignore[attr-defined]

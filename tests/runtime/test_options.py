@@ -9,6 +9,8 @@ import pytest
 
 import bge_runtime
 from bge_runtime.embedding.instructions import Instructions
+from bge_runtime.loading.options import LoadingOptions
+from bge_runtime.loading.source import ModelSource
 
 ENGLISH = "Represent this sentence for searching relevant passages: "
 TEXTS = [f"the dog slept in the garden {number}" for number in range(25)]
@@ -167,3 +169,22 @@ def test_a_spec_handed_in_is_used_as_it_is(hub_cache):
     spec = replace(bge_runtime.get_spec("bge-small-en-v1.5"), query_instruction="ask: ")
     own, plain = bge_runtime.Embedder(spec), bge_runtime.Embedder()
     np.testing.assert_allclose(own.encode_queries(["panda"]), plain.encode_documents(["ask: panda"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [bge_runtime.Embedder, bge_runtime.VisionEmbedder, bge_runtime.Reranker])
+def test_help_and_signature_show_every_loading_option(kind):
+    names = set(LoadingOptions.__annotations__)
+    assert names == set(ModelSource.__dataclass_fields__) - {"model"}
+    assert names < set(inspect.signature(kind).parameters)
+    assert "loading" not in inspect.signature(kind).parameters
+    told = inspect.getdoc(kind.__init__)
+    assert [name for name in names if f"\n    {name}: " not in told] == []
+
+
+@pytest.mark.parametrize("kind", [bge_runtime.Embedder, bge_runtime.Reranker])
+def test_defaults_of_loading_options_are_those_of_the_source(kind):
+    shown = {name: each.default for name, each in inspect.signature(kind).parameters.items()}
+    own = {name: each.default for name, each in ModelSource.__dataclass_fields__.items() if name != "model"}
+    assert {name: shown[name] for name in own if not name.endswith("_kwargs")} == {
+        name: default for name, default in own.items() if not name.endswith("_kwargs")
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,14 @@ from bge_runtime.errors import ConfigurationError, OutOfMemoryError, public
 __all__ = ["Accelerators", "DeviceChoice", "check_memory", "choose_device", "default_batch_tokens", "release_memory"]
 
 PRECISIONS = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}  # bytes of a weight
+# Flag in /proc/cpuinfo -> what it is good for: bfloat16 and int8 are fast only where the processor has them.
+PROCESSOR_FEATURES = {
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512-BF16",
+    "avx512_vnni": "AVX-512-VNNI",
+    "amx_bf16": "AMX-BF16",
+    "amx_int8": "AMX-INT8",
+}
 _ALIASES = {
     "fp32": "float32",
     "fp16": "float16",
@@ -55,6 +64,22 @@ class DeviceChoice:
     device: str
     precision: str
     reason: str
+
+    @staticmethod
+    def available() -> tuple[str, ...]:
+        """Return what this machine offers, in words, a line per device; asks torch."""
+        import torch
+
+        cores, threads = os.cpu_count(), torch.get_num_threads()
+        found = [f"cpu: {platform.machine()}, {cores} cores, torch uses {threads} threads{_processor_features()}"]
+        if torch.cuda.is_available():
+            for index in range(torch.cuda.device_count()):
+                facts = torch.cuda.get_device_properties(index)
+                size = facts.total_memory / 2**30
+                found.append(f"cuda:{index}: {facts.name}, {size:.0f} GiB, capability {facts.major}.{facts.minor}")
+        if torch.backends.mps.is_available():
+            found.append("mps: Apple Metal")
+        return tuple(found)
 
 
 def choose_device(
@@ -178,3 +203,13 @@ def _pick_precision(device: str, found: Accelerators) -> tuple[str, str]:
     if device == "mps":
         return "float16", "float16 is Metal's fast format"
     return "float32", "float32 is exact; precision='bfloat16' is faster on CPUs that have it"
+
+
+def _processor_features() -> str:
+    """Return the instruction sets that matter here; empty where the system does not tell."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return ""
+    found = [name for flag, name in PROCESSOR_FEATURES.items() if flag in words]
+    return f", {' '.join(found) or 'no AVX-512'}"

@@ -6,26 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec as find_module
 
-from bge_runtime.backends import check_backend_name
 from bge_runtime.backends.devices import Accelerators, check_device_name, check_precision, choose_device
+from bge_runtime.backends.registry import ENCODERS, BackendRecord, backend_names, find_backend
 from bge_runtime.errors import ConfigurationError, public
 
 __all__ = ["Execution", "check_backend_runs", "choose_execution"]
 
-# Architectures that the packed, onnx and openvino backends compute themselves.
-ENCODERS = ("bert", "xlm-roberta", "roberta")
-# Kinds of score that the llm backend computes, and no other.
-LLM_SCORES = ("yes_logit", "layerwise")
-# Backend -> precisions that it computes in, on a CPU and on a GPU.
-CPU_PRECISIONS = {
-    "packed": ("float32", "bfloat16", "float16", "int8"),
-    "torch": ("float32", "bfloat16", "float16"),
-    "onnx": ("float32", "int8"),
-    "openvino": ("float32", "bfloat16", "int8"),
-    "llm": ("float32", "bfloat16", "float16"),
-}
-GPU_PRECISIONS = dict.fromkeys(("packed", "torch", "llm"), ("float16", "bfloat16", "float32"))
-PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+LLM = find_backend("llm")
 
 
 @public
@@ -44,6 +31,11 @@ class Execution:
     device: str
     precision: str
     reason: str
+
+    @staticmethod
+    def backends() -> dict[str, str]:
+        """Return what each backend runs and in which number formats, or what is missing for it; reads no weights."""
+        return {name: _described(name) for name in backend_names()}
 
 
 def choose_execution(
@@ -73,16 +65,18 @@ def choose_execution(
     Raises:
         ConfigurationError: A name is unknown, the device is not there, or the three do not go together.
     """
-    check_backend_runs(check_backend_name(backend), score)
+    check_backend_runs(backend, score)
     has = installed or (lambda package: find_module(package) is not None)
-    if backend in PACKAGES:
-        return _exported(backend, check_device_name(device), check_precision(precision), has)
+    record = None if backend == "auto" else find_backend(backend)
+    if record is not None and not record.gpu_precisions:
+        return _on_cpu(record, check_device_name(device), check_precision(precision), has)
     place = choose_device(device, precision, accelerators=accelerators)
-    if score in LLM_SCORES:
-        name, why = "llm", f"llm because the score is a {score}"
+    if score in LLM.scores:
+        name, why = LLM.name, f"llm because the score is a {score}"
     else:
         name, why = _pick_backend(backend, place.device, place.precision, architecture, has)
-    allowed = (CPU_PRECISIONS if place.device == "cpu" else GPU_PRECISIONS)[name]
+    chosen = find_backend(name)
+    allowed = chosen.cpu_precisions if place.device == "cpu" else chosen.gpu_precisions
     if place.precision not in allowed:
         raise ConfigurationError(
             f"precision={place.precision!r} does not run on {place.device!r} with backend={name!r}, which takes "
@@ -97,12 +91,15 @@ def check_backend_runs(backend: str, score: str | None) -> None:
     Raises:
         ConfigurationError: Says which backend does.
     """
-    if score in LLM_SCORES and backend not in ("auto", "llm"):
+    own = () if backend == "auto" else find_backend(backend).scores
+    if score in LLM.scores and backend != "auto" and score not in own:
         raise ConfigurationError(
             f"backend={backend!r} does not run LLM rerankers (score {score!r}). Use backend='auto' or 'llm'."
         )
-    if backend == "llm" and score not in LLM_SCORES:
-        raise ConfigurationError("backend='llm' runs LLM rerankers only. Use backend='auto', 'packed' or 'torch'.")
+    if own and score not in own:
+        raise ConfigurationError(
+            f"backend={backend!r} runs LLM rerankers only. Use backend='auto', 'packed' or 'torch'."
+        )
 
 
 def _pick_backend(
@@ -121,9 +118,11 @@ def _pick_backend(
     return "packed", "packed because it computes no padding"
 
 
-def _exported(backend: str, device: str | None, precision: str | None, installed: Callable[[str], bool]) -> Execution:
+def _on_cpu(
+    record: BackendRecord, device: str | None, precision: str | None, installed: Callable[[str], bool]
+) -> Execution:
     """Choose without torch: an export starts faster than torch is imported."""
-    package, allowed = PACKAGES[backend], CPU_PRECISIONS[backend]
+    backend, allowed = record.name, record.cpu_precisions
     if device not in (None, "cpu"):
         raise ConfigurationError(
             f"backend={backend!r} runs on the CPU, not on device={device!r}. Use backend='torch' or 'packed' there."
@@ -133,14 +132,26 @@ def _exported(backend: str, device: str | None, precision: str | None, installed
             f"backend={backend!r} does not compute in precision={precision!r}. "
             f"Use {', '.join(map(repr, allowed))}, or backend='packed'."
         )
-    if not installed(package):
+    if record.package is not None and not installed(record.package):
         raise ConfigurationError(
-            f'backend={backend!r} needs {package}. Install it with: pip install "bge-integrations[{backend}]"'
+            f'backend={backend!r} needs {record.package}. Install it with: pip install "{record.install}"'
         )
+    chosen = precision or allowed[0]
     return Execution(
         backend=backend,
         device="cpu",
-        precision=precision or "float32",
-        reason=f"cpu because {backend} runs there; {precision or 'float32'} {'as asked' if precision else 'is exact'}; "
+        precision=chosen,
+        reason=f"cpu because {backend} runs there; {chosen} {'as asked' if precision else 'is exact'}; "
         f"{backend} as asked",
     )
+
+
+def _described(name: str) -> str:
+    try:
+        record = find_backend(name)
+    except ConfigurationError as error:  # another package's, which is broken
+        return str(error)
+    if record.package is not None and find_module(record.package) is None:
+        return f'{record.package} is missing: pip install "{record.install}"'
+    where = "CPUs and GPUs" if record.gpu_precisions else "CPUs"
+    return f"{record.runs}; {where}; {', '.join(record.cpu_precisions)}"

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec as find_module
-from pathlib import Path
 from threading import Thread
 
-from bge_runtime import BGEError, choose_execution, list_models, locate
+from bge_runtime import BGEError, DeviceChoice, Execution, choose_execution, list_models, locate
 
 __all__ = ["DeviceReport", "HubReport", "Report", "examine", "examine_hub", "render"]
 
@@ -32,14 +31,6 @@ PACKAGES = (
 )
 HUB_TIMEOUT_S = 3.0
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
-# Flag in /proc/cpuinfo -> what it is good for: bfloat16 and int8 are fast only where the processor has them.
-PROCESSOR_FEATURES = {
-    "avx512f": "AVX-512",
-    "avx512_bf16": "AVX-512-BF16",
-    "avx512_vnni": "AVX-512-VNNI",
-    "amx_bf16": "AMX-BF16",
-    "amx_int8": "AMX-INT8",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +44,7 @@ class DeviceReport:
         backend: The way of executing that would be chosen.
         reason: Why these.
         by_precision: What would run each precision when it is asked for, and why, or why nothing can.
+        backends: What each backend runs and in which number formats, or what is missing for it.
     """
 
     found: tuple[str, ...]
@@ -61,6 +53,7 @@ class DeviceReport:
     backend: str | None
     reason: str
     by_precision: dict[str, str]
+    backends: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +122,7 @@ def render(report: Report) -> str:
         "Versions": [f"{name:<22} {found or 'not installed'}" for name, found in report.versions.items()],
         "Devices": [*devices.found, f"chosen: {choice} ({devices.reason})"],
         "Precisions": [f"{name:<9} {way}" for name, way in devices.by_precision.items()],
+        "Backends": [f"{name:<9} {what}" for name, what in devices.backends.items()],
         "Model hub": [f"{hub.endpoint}: {reach} ({hub.detail})", f"cache: {hub.cache_folder}"],
         "Models on this machine": [f"{name:<42} {folder}" for name, folder in report.models.items()] or ["none"],
         "Offline package": [
@@ -148,12 +142,20 @@ def _version(name: str) -> str | None:
 
 def _examine_devices() -> DeviceReport:
     try:
-        found = _list_devices()
+        found = DeviceChoice.available()
         choice = choose_execution()
     except (ImportError, OSError, BGEError) as error:
         # A torch of the wrong build fails on import with either.
         reason = f"torch does not work here: {error}"
-        return DeviceReport(found=(), device=None, precision=None, backend=None, reason=reason, by_precision={})
+        return DeviceReport(
+            found=(),
+            device=None,
+            precision=None,
+            backend=None,
+            reason=reason,
+            by_precision={},
+            backends=Execution.backends(),
+        )
     return DeviceReport(
         found=found,
         device=choice.device,
@@ -161,6 +163,7 @@ def _examine_devices() -> DeviceReport:
         backend=choice.backend,
         reason=choice.reason,
         by_precision={name: _way(name) for name in PRECISIONS},
+        backends=Execution.backends(),
     )
 
 
@@ -170,31 +173,6 @@ def _way(precision: str) -> str:
     except BGEError as error:
         return str(error)
     return f"{choice.backend} on {choice.device} ({choice.reason})"
-
-
-def _processor_features() -> str:
-    """Return the instruction sets that matter here; empty where the system does not tell."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return ""
-    found = [name for flag, name in PROCESSOR_FEATURES.items() if flag in words]
-    return f", {' '.join(found) or 'no AVX-512'}"
-
-
-def _list_devices() -> tuple[str, ...]:
-    import torch
-
-    found = [f"cpu: {platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
-    found[0] += _processor_features()
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            facts = torch.cuda.get_device_properties(index)
-            size = facts.total_memory / 2**30
-            found.append(f"cuda:{index}: {facts.name}, {size:.0f} GiB, capability {facts.major}.{facts.minor}")
-    if torch.backends.mps.is_available():
-        found.append("mps: Apple Metal")
-    return tuple(found)
 
 
 def examine_hub() -> HubReport:

@@ -11,9 +11,10 @@ from importlib.util import find_spec as find_module
 from pathlib import Path
 from typing import Any
 
-from bge_runtime.backends import LoadRequest, check_backend_name
+from bge_runtime.backends.base import LoadRequest
 from bge_runtime.backends.devices import check_device_name, check_precision
 from bge_runtime.backends.execution import Execution, choose_execution
+from bge_runtime.backends.registry import find_backend
 from bge_runtime.errors import ConfigurationError, ModelNotFoundError, UnsupportedModelError
 from bge_runtime.loading.options import LoadingOptions
 from bge_runtime.models import hub
@@ -71,7 +72,8 @@ class ModelSource:
             ConfigurationError: An option has a wrong value.
             ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
         """
-        check_backend_name(self.backend)
+        if self.backend != "auto":
+            find_backend(self.backend)
         object.__setattr__(self, "device", check_device_name(self.device))
         object.__setattr__(self, "precision", check_precision(self.precision))
         self._check_running()

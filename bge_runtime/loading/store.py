@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from bge_runtime.backends import Backend
+from bge_runtime.backends.base import Backend
 from bge_runtime.backends.devices import default_batch_tokens, release_memory
 from bge_runtime.backends.execution import Execution
 from bge_runtime.engine.counters import Counters

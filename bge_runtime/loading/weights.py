@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from bge_runtime.backends import Backend, LoadRequest, load_backend
+from bge_runtime.backends.base import Backend, LoadRequest
 from bge_runtime.backends.devices import PRECISIONS, check_memory
 from bge_runtime.backends.execution import Execution
+from bge_runtime.backends.registry import find_backend, load_backend
 from bge_runtime.engine.hooks import Place
 from bge_runtime.errors import (
     BackendError,
@@ -18,7 +19,7 @@ from bge_runtime.errors import (
     UnsupportedModelError,
 )
 from bge_runtime.loading.source import ModelSource
-from bge_runtime.models.hub import weight_files
+from bge_runtime.models.hub import head_files, weight_files
 
 __all__ = ["check_alike", "place_of", "read_backend"]
 
@@ -68,11 +69,16 @@ def read_backend(source: ModelSource, task: Literal["embed", "score"], execution
 def _load(execution: Execution, request: LoadRequest, *, chosen: bool) -> Backend:
     """Load; where the backend was chosen and turns out not to know the model, `packed` stands in."""
     try:
-        return load_backend(execution.backend, request)
+        backend = load_backend(execution.backend, request)
     except UnsupportedModelError:
-        if not chosen or execution.backend in ("packed", "torch", "llm"):
+        if not chosen or find_backend(execution.backend).package is None:
             raise
-        return load_backend("packed", request)
+        backend = load_backend("packed", request)
+    if request.task == "embed" and head_files(request.folder):
+        from bge_runtime.backends.m3_heads import BackendWithHeads  # imports torch, which an export does without
+
+        return BackendWithHeads(backend, request.folder, request.device)
+    return backend
 
 
 def _bytes_needed(folder: Path, precision: str) -> int:

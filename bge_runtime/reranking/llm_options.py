@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bge_runtime.backends import LayerScore, Output
+from bge_runtime.backends.base import LayerScore, Output
 from bge_runtime.errors import ConfigurationError
 from bge_runtime.models.spec import ModelSpec
 

@@ -167,9 +167,16 @@ class Reranker(Model):
         Raises:
             ConfigurationError: The model is a cross-encoder.
         """
-        if not isinstance(self.scorer, LateInteraction):
-            raise ConfigurationError(f"{self.model!r} is a cross-encoder and has no vectors. Use an embedder for them.")
-        return self.scorer.embedder
+        return self._late.embedder
+
+    @property
+    def document_identity(self) -> str:
+        """Digest of exactly what changes what late interaction reads of documents; needs the model's files.
+
+        Raises:
+            ConfigurationError: The model is a cross-encoder.
+        """
+        return self._late.document_identity
 
     @cached_property
     def scorer(self) -> CrossEncoder | LateInteraction:
@@ -353,6 +360,12 @@ class Reranker(Model):
         known = self.source.known_spec is not None
         shown = f", method={self.method!r}, normalize={self.normalize}" if known else ""
         return f"Reranker({self.model!r}{shown})"
+
+    @property
+    def _late(self) -> LateInteraction:
+        if not isinstance(self.scorer, LateInteraction):
+            raise ConfigurationError(f"{self.model!r} is a cross-encoder and has no vectors. Use an embedder for them.")
+        return self.scorer
 
     def _check_spec(self, spec: ModelSpec) -> None:
         super()._check_spec(spec)

@@ -84,9 +84,9 @@ class Ours(Subjects):
         return lambda: tuple(int(bge_runtime.stats()[name] - before[name]) for name in names)  # type: ignore[return-value]
 
     def break_forward(self, patch: pytest.MonkeyPatch) -> list[int]:
-        from bge_runtime.backends import BACKENDS
+        from bge_runtime.backends.registry import backend_names, find_backend
 
-        modules = [import_module(path) for path in BACKENDS.values()]
+        modules = [import_module(find_backend(name).module) for name in backend_names()]
         return _broken(patch, [each for module in modules for each in _classes_with_forward(module)])
 
     def count_tokens(self, embedding: Any, texts: list[str]) -> Any:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_runtime.backends import LoadRequest, load_backend
+from bge_runtime.backends.base import LoadRequest
 from bge_runtime.backends.exported.cache import cache_folder, read_entry, write_entry
+from bge_runtime.backends.registry import load_backend
 from bge_runtime.errors import ConfigurationError
 from tests.checkpoint_files import Checkpoint
 from tests.checkpoints import write_checkpoint

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_runtime import backends
-from bge_runtime.backends import LoadRequest
+from bge_runtime.backends import registry as backends
+from bge_runtime.backends.base import LoadRequest
 from bge_runtime.backends.exported.onnx_file import ModelWriter
 from bge_runtime.backends.exported.rectangles import Places, groups, pack
 from bge_runtime.errors import BackendError, ConfigurationError, OutOfMemoryError, UnsupportedModelError

@@ -54,7 +54,7 @@ def test_pixels_are_those_of_the_image_processor(folder, mode, size):
 def test_a_picture_costs_as_many_tokens_as_the_model_has_patches(hub_cache):
     for name, patches in ((BASE, 14 * 14), ("BAAI/BGE-VL-large", 16 * 16)):
         form = ImageFormat.read(references.snapshot_of(hub_cache, name))
-        (prepared,) = form.prepare(check_images([picture(1)]), 77).sequences
+        (prepared,) = form.prepare(check_images([picture(1)])).sequences
         assert prepared.length == patches + 1
     before = bge_runtime.stats()["tokens"]
     VisionEmbedder(BASE).encode_images([picture(1), picture(2)])

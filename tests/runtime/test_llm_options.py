@@ -9,7 +9,7 @@ import pytest
 
 import bge_runtime
 from bge_runtime import Reranker
-from bge_runtime.backends import LayerScore
+from bge_runtime.backends.base import LayerScore
 from bge_runtime.engine.job import Job
 from bge_runtime.engine.queue import JobQueue
 from bge_runtime.inputs.tokenizing import TokenSequence

@@ -15,6 +15,7 @@ from bge_runtime.backends.exported.probes import Probe
 from bge_runtime.backends.exported.session import Facts
 from bge_runtime.backends.exported.weights import EncoderWeights, Range, linear_inputs, quantize, read
 from bge_runtime.backends.packed import encoder as packed
+from bge_runtime.backends.registry import ENCODERS
 from bge_runtime.errors import UnsupportedModelError
 from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
 
@@ -63,7 +64,7 @@ def convert(request: LoadRequest, backend: str, int8_levels: int) -> Conversion:
     if not packed.supports(source):
         raise UnsupportedModelError(
             f"backend={backend!r} does not know the architecture {source.model.config.model_type!r} of "
-            f"{request.name!r}; it runs {', '.join(packed.ARCHITECTURES)}. Use backend='torch'."
+            f"{request.name!r}; it runs {', '.join(ENCODERS)}. Use backend='torch'."
         )
     probes = _probes(source, request.task)
     weights = read(source.model)

@@ -19,6 +19,7 @@ from bge_runtime.backends.exported.calibration import calibration_digest
 from bge_runtime.backends.exported.probes import Probe, check
 from bge_runtime.backends.exported.session import ExportedBackend, Facts, Session
 from bge_runtime.backends.exported.weights import EncoderWeights
+from bge_runtime.backends.registry import BackendRecord
 from bge_runtime.errors import BackendError, BGEError, ConfigurationError, OutOfMemoryError
 from bge_runtime.inputs.tokenizing import Tokenizing
 from bge_runtime.models import hub
@@ -49,14 +50,10 @@ class Runtime(Protocol):
     """A package that runs graphs.
 
     Attributes:
-        name: Name of the backend.
-        package: Name of the package, as it is imported and installed.
-        precisions: What it computes in.
+        record: What the backend can do, and which package it needs.
     """
 
-    name: str
-    package: str
-    precisions: tuple[str, ...]
+    record: BackendRecord
 
     @property
     def int8_levels(self) -> int:
@@ -94,31 +91,32 @@ def load_exported(request: LoadRequest, runtime: Runtime) -> Backend:
 
 
 def _check_request(request: LoadRequest, runtime: Runtime) -> None:
-    if request.precision not in runtime.precisions:
+    if request.precision not in runtime.record.cpu_precisions:
         raise ConfigurationError(
-            f"backend={runtime.name!r} does not compute in precision={request.precision!r}. "
-            f"Use {', '.join(map(repr, runtime.precisions))}, or backend='packed'."
+            f"backend={runtime.record.name!r} does not compute in precision={request.precision!r}. "
+            f"Use {', '.join(map(repr, runtime.record.cpu_precisions))}, or backend='packed'."
         )
     if request.device != "cpu":
         raise ConfigurationError(
-            f"backend={runtime.name!r} runs on the CPU, not on device={request.device!r}. Use backend='torch' there."
+            f"backend={runtime.record.name!r} runs on the CPU, not on device={request.device!r}. "
+            "Use backend='torch' there."
         )
 
 
 def _key(request: LoadRequest, runtime: Runtime) -> str:
     try:
-        package = version(runtime.package)
+        package = version(str(runtime.record.package))
     except PackageNotFoundError as error:
         raise ConfigurationError(
-            f"backend={runtime.name!r} needs {runtime.package}. "
-            f'Install it with: pip install "bge-integrations[{runtime.name}]"'
+            f"backend={runtime.record.name!r} needs {runtime.record.package}. "
+            f'Install it with: pip install "{runtime.record.install}"'
         ) from error
     parts = [
         FORMAT,
         hub.weights_digest(request.folder),
         _small_files_digest(request.folder),
         request.task,
-        runtime.name,
+        runtime.record.name,
         package,
         _stored_precision(request.precision),
         calibration_digest(request.calibration) if request.precision == "int8" else None,
@@ -170,8 +168,8 @@ def _checked(
 def _export(request: LoadRequest, runtime: Runtime, entry: Path) -> Backend:
     from bge_runtime.backends.exported.conversion import convert  # imports torch, which a warm cache does without
 
-    logger.info("Exporting %r for %s (%s), once.", request.name, runtime.name, request.precision)
-    made = convert(request, runtime.name, runtime.int8_levels)
+    logger.info("Exporting %r for %s (%s), once.", request.name, runtime.record.name, request.precision)
+    made = convert(request, runtime.record.name, runtime.int8_levels)
     graph = runtime.build(made.weights)
     backend = _checked(graph.open(request.precision), made.tokenizing, made.facts, made.probes, request)
 

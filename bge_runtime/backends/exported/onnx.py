@@ -11,6 +11,7 @@ from bge_runtime.backends.exported.export import Graph, load_exported
 from bge_runtime.backends.exported.rectangles import INPUTS, Rectangle
 from bge_runtime.backends.exported.session import Session
 from bge_runtime.backends.exported.weights import EncoderWeights
+from bge_runtime.backends.registry import find_backend
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +30,7 @@ def load(request: LoadRequest) -> Backend:
 
 
 class _OnnxRuntime:
-    name = "onnx"
-    package = "onnxruntime"
-    precisions: tuple[str, ...] = ("float32", "int8")
+    record = find_backend("onnx")
     int8_levels = 127
 
     def build(self, weights: EncoderWeights) -> Graph:

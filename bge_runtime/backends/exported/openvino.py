@@ -11,6 +11,7 @@ from bge_runtime.backends.exported.export import Graph, load_exported
 from bge_runtime.backends.exported.rectangles import Rectangle
 from bge_runtime.backends.exported.session import Session
 from bge_runtime.backends.exported.weights import EncoderWeights
+from bge_runtime.backends.registry import find_backend
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,9 +32,7 @@ def load(request: LoadRequest) -> Backend:
 
 
 class _OpenVINO:
-    name = "openvino"
-    package = "openvino"
-    precisions: tuple[str, ...] = ("float32", "bfloat16", "int8")
+    record = find_backend("openvino")
 
     @property
     def int8_levels(self) -> int:

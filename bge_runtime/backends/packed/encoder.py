@@ -20,6 +20,7 @@ from bge_runtime.backends.base import Backend, LoadRequest, Output, without_laye
 from bge_runtime.backends.packed.attention import Layout, choose_attention, on_device
 from bge_runtime.backends.packed.int8 import QuantizedLinear, check_int8
 from bge_runtime.backends.packed.linear import Linear
+from bge_runtime.backends.registry import ENCODERS
 from bge_runtime.errors import UnsupportedModelError
 from bge_runtime.inputs.tokenizing import TokenSequence
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PackedBackend", "load", "supports"]
 
-ARCHITECTURES = ("bert", "xlm-roberta", "roberta")
 POOLINGS = ("cls", "mean", "last")
 
 
@@ -49,7 +49,7 @@ def load(request: LoadRequest) -> Backend:
     if quantized:
         raise UnsupportedModelError(
             f"{request.name!r} is of an architecture or activation that backend='packed' does not compute in int8 "
-            f"(it knows {', '.join(ARCHITECTURES)} encoders with GELU). Use precision='bfloat16' or 'float32'."
+            f"(it knows {', '.join(ENCODERS)} encoders with GELU). Use precision='bfloat16' or 'float32'."
         )
     return loaded
 
@@ -59,7 +59,7 @@ def supports(loaded: plain.TorchBackend) -> bool:
     model: Any = loaded.model
     config = model.config
     return (
-        config.model_type in ARCHITECTURES
+        config.model_type in ENCODERS
         and type(model).__name__.endswith(("BertModel", "RobertaModel", "ForSequenceClassification"))
         and config.hidden_act == "gelu"
         and not getattr(config, "is_decoder", False)

@@ -36,7 +36,7 @@ def make_pairs(count: int, text: str) -> list[tuple[str, str]]:
 
     In Chinese a token is one character, so that estimates of tokens from the length of a text are at their lowest.
     """
-    from tests.tiny_tokenizers import CHINESE, FULL_WIDTH, vocabulary
+    from tests.checkpoints.encoder_tokenizers import CHINESE, FULL_WIDTH, vocabulary
 
     if text == "chinese":
         words, between = sorted(set(CHINESE) - set(FULL_WIDTH) - set("\n")), ""
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = SIDES[side](folder, json.loads(Path(file).read_text(encoding="utf-8")))
         Path(result).write_text(json.dumps(found), encoding="utf-8")
         return 0
-    from tests.checkpoints import BY_NAME, write_checkpoint
+    from tests.checkpoints.hub_cache import BY_NAME, write_checkpoint
 
     with tempfile.TemporaryDirectory(prefix="bge-m3-memory-") as place:
         folder = write_checkpoint(Path(place, "bge-m3"), BY_NAME[MODEL])

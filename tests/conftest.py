@@ -37,7 +37,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 4)))
 @pytest.fixture(scope="session")
 def hub_cache() -> Path:
     """A hub cache that holds the seeded checkpoints, so that `BAAI/...` names load without a network."""
-    from tests.checkpoints import build_hub_cache
+    from tests.checkpoints.hub_cache import build_hub_cache
 
     cache = build_hub_cache(_HUB_HOME / "hub")
     # Unloading collects garbage; what the imports have left need not be looked at every time.

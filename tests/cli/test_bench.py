@@ -14,7 +14,7 @@ from typer.testing import Result
 import bge_runtime
 from bge_runtime import ConfigurationError, InputError
 from bge_runtime.evaluation.bench import INCUMBENT, compare, read_queries, read_texts
-from tests.checkpoints import BY_NAME, write_checkpoint
+from tests.checkpoints.hub_cache import BY_NAME, write_checkpoint
 
 LINES = ["The heart pumps blood.", "Paris is in France.", "Rain falls from clouds over the sea.", "Bread is baked."]
 MODES = (("packed", "float32"), ("packed", "bfloat16"), ("packed", "float16"), ("torch", "int8"))

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import constants
 
 import bge_runtime
-from tests.checkpoints import BY_NAME, write_checkpoint
+from tests.checkpoints.hub_cache import BY_NAME, write_checkpoint
 from tests.runtime.hub_server import HubServer
 
 COMMANDS = ("models", "doctor", "download", "search", "bench")

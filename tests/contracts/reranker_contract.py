@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from tests.checkpoints import POISON, poisoned_reranker_folder
+from tests.checkpoints.hub_cache import POISON, poisoned_reranker_folder
 from tests.contracts.adapters import RankedRow, RerankerAdapter
 from tests.contracts.concurrency import in_threads, ticks_during
 from tests.contracts.samples import NOT_TEXTS, TOLERANCE

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoint_files import checkpoint_files
-from tests.checkpoints import BY_NAME, place_in_hub_cache
+from tests.checkpoints.files import checkpoint_files
+from tests.checkpoints.hub_cache import BY_NAME, place_in_hub_cache
 from tests.docs.pages import ROOT, code_blocks
 
 PLACE = "_MORE_ENCODERS = (\n"

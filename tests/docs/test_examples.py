@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import Checkpoint, write_checkpoint
+from tests.checkpoints.hub_cache import Checkpoint, write_checkpoint
 from tests.docs.pages import ROOT
 
 # The stores' own packages warn about each other.

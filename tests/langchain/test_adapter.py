@@ -14,8 +14,8 @@ from langchain_core.load import dumps
 
 from bge_runtime import ConfigurationError, Embedder
 from langchain_bge import BGECrossEncoder, BGEEmbeddings, BGERerank
+from tests.checkpoints.lora import adapted_score, adapted_states, embedder_adapter, reranker_adapter
 from tests.langchain.conftest import EMBEDDER, RERANKER
-from tests.lora import adapted_score, adapted_states, embedder_adapter, reranker_adapter
 from tests.runtime.references import snapshot_of, unit
 
 TEXTS = ["panda", "the dog slept in the garden", "The giant panda is a bear"]

@@ -22,12 +22,12 @@ from packaging.requirements import Requirement
 from tokenizers import normalizers, pre_tokenizers
 
 import bge_runtime
-from tests.checkpoint_files import to_json
-from tests.checkpoints import Checkpoint, fine_tuned_folder, write_checkpoint
+from tests.checkpoints.encoder_tokenizers import bert_tokenizer
+from tests.checkpoints.files import to_json
+from tests.checkpoints.hub_cache import Checkpoint, fine_tuned_folder, write_checkpoint
 from tests.contracts.samples import ENGLISH
 from tests.langchain.conftest import EMBEDDER
 from tests.langchain.subjects import Subjects
-from tests.tiny_tokenizers import bert_tokenizer
 
 Same = Callable[[Any, Any], bool]
 

@@ -13,7 +13,7 @@ import pytest
 from langchain_core.documents import Document
 
 import bge_runtime
-from tests.checkpoints import POISON, poisoned_reranker_folder, two_label_folder
+from tests.checkpoints.hub_cache import POISON, poisoned_reranker_folder, two_label_folder
 from tests.contracts.concurrency import in_threads
 from tests.langchain.conftest import EMBEDDER, QUERY, RERANKER, Runs
 from tests.langchain.subjects import Subjects

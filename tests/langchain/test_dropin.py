@@ -11,7 +11,14 @@ import pytest
 
 import bge_runtime
 from langchain_bge import BGEEmbeddings
-from tests.checkpoints import BY_NAME, Checkpoint, checkpoint_files, commit_of, place_in_hub_cache, write_checkpoint
+from tests.checkpoints.hub_cache import (
+    BY_NAME,
+    Checkpoint,
+    checkpoint_files,
+    commit_of,
+    place_in_hub_cache,
+    write_checkpoint,
+)
 from tests.contracts.samples import ENGLISH
 from tests.langchain.conftest import EMBEDDER
 

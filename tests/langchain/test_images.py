@@ -12,7 +12,7 @@ from langchain_chroma import Chroma
 import bge_runtime
 from bge_runtime import ConfigurationError, Embedder, InputError, VisionEmbedder
 from langchain_bge import BGEEmbeddings
-from tests.pictures import file_of, picture
+from tests.checkpoints.pictures import file_of, picture
 
 BASE = "BAAI/BGE-VL-base"
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pytest
 
-from tests.checkpoints import commit_of
+from tests.checkpoints.hub_cache import commit_of
 
 __all__ = [
     "EMBEDDER",

@@ -13,8 +13,8 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 from bge_runtime import ConfigurationError
 from llamaindex_bge import BGEEmbedding, BGERerank
+from tests.checkpoints.lora import adapted_score, adapted_states, embedder_adapter, reranker_adapter
 from tests.llamaindex.conftest import EMBEDDER, RERANKER
-from tests.lora import adapted_score, adapted_states, embedder_adapter, reranker_adapter
 from tests.runtime.references import snapshot_of, unit
 
 TEXTS = ["panda", "the dog slept in the garden", "The giant panda is a bear"]

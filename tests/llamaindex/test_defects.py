@@ -24,7 +24,7 @@ from llama_index.core.ingestion.pipeline import get_transformation_hash
 from llama_index.core.schema import TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 
-from tests.checkpoints import Checkpoint, write_checkpoint
+from tests.checkpoints.hub_cache import Checkpoint, write_checkpoint
 from tests.llamaindex.conftest import EMBEDDER, EN
 from tests.llamaindex.subjects import Subjects, cls_vectors, last_vector, no_waiting, snapshot
 

@@ -13,7 +13,7 @@ import pytest
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 
-from tests.checkpoints import POISON, Checkpoint, poisoned_reranker_folder, two_label_folder, write_checkpoint
+from tests.checkpoints.hub_cache import POISON, Checkpoint, poisoned_reranker_folder, two_label_folder, write_checkpoint
 from tests.llamaindex.conftest import Callbacks, Recorder
 from tests.llamaindex.subjects import Subjects
 from tests.runtime.llm_references import reference_score

@@ -17,7 +17,7 @@ from llama_index.core.schema import ImageNode, TextNode
 import bge_runtime
 from bge_runtime import ConfigurationError, Embedder, InputError, VisionEmbedder
 from llamaindex_bge import BGEEmbedding, BGEMultiModalEmbedding
-from tests.pictures import file_of, picture
+from tests.checkpoints.pictures import file_of, picture
 
 BASE = "BAAI/BGE-VL-base"
 TEXTS = ["a panda eats bamboo", "the dog slept in the garden"]

@@ -17,7 +17,7 @@ from llama_index.core.schema import MetadataMode, TextNode
 import bge_runtime
 from bge_runtime import Embedder
 from llamaindex_bge import BGEEmbedding, BGERerank
-from tests.checkpoints import BY_NAME, fine_tuned_folder, write_checkpoint
+from tests.checkpoints.hub_cache import BY_NAME, fine_tuned_folder, write_checkpoint
 from tests.llamaindex.conftest import EMBEDDER, EN
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

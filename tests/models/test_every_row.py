@@ -21,9 +21,9 @@ import bge_runtime
 import langchain_bge
 import llamaindex_bge
 from bge_runtime.cli.commands import app
-from tests.checkpoints import BY_NAME, Checkpoint, files_of, place_in_hub_cache
-from tests.clip_checkpoints import CLIP_CHECKPOINTS
-from tests.pictures import picture
+from tests.checkpoints.clip import CLIP_CHECKPOINTS
+from tests.checkpoints.hub_cache import BY_NAME, Checkpoint, files_of, place_in_hub_cache
+from tests.checkpoints.pictures import picture
 
 QUERY = "which animal eats bamboo: 大熊猫：？"
 TEXTS = ["The giant panda is a bear species endemic to China. It eats bamboo.", "the dog slept in the garden", "猫坐在"]

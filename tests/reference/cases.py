@@ -1,6 +1,6 @@
 """What is compared with FlagEmbedding: texts, pairs, and each model with both sides' arguments.
 
-To add a model: its seeded checkpoint in `tests/checkpoints.py`, one `Case` here, then `make reference-check WRITE=1`.
+To add a model: its seeded checkpoint in `tests/checkpoints`, one `Case` here, then `make reference-check WRITE=1`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Case:
     """One model on both sides.
 
     Attributes:
-        model: Hub id; a seeded checkpoint of it is in `tests/checkpoints.py`.
+        model: Hub id; a seeded checkpoint of it is in `tests/checkpoints`.
         kind: `m3`: three outputs and five scores; `embedder`: queries and documents; `reranker`: raw scores.
         theirs: Class of FlagEmbedding.
         their_options: Arguments of its constructor, beside float32 on the processor.

@@ -47,7 +47,7 @@ def place_checkpoints(place: Path, cases: Sequence[Case]) -> dict[str, Path]:
     # The hub's client reads these once, when it is imported.
     os.environ |= {"HF_HOME": str(place), "HF_HUB_CACHE": str(place / "hub"), "HF_HUB_OFFLINE": "1"}
     os.environ["BGE_CACHE_DIR"] = str(place / "bge")
-    from tests.checkpoints import BY_NAME, build_hub_cache
+    from tests.checkpoints.hub_cache import BY_NAME, build_hub_cache
     from tests.runtime.references import snapshot_of
 
     cache = build_hub_cache(place / "hub", tuple(BY_NAME[name] for name in dict.fromkeys(each.model for each in cases)))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from bge_runtime import Embedder, Reranker, TokenIndex, VectorCache, bind_index
-from tests.checkpoints import BY_NAME, files_of, place_in_hub_cache
+from tests.checkpoints.hub_cache import BY_NAME, files_of, place_in_hub_cache
 
 GOLDEN = Path(__file__).parents[1] / "data" / "identities.json"
 EN, ZH, M3 = "BAAI/bge-small-en-v1.5", "BAAI/bge-small-zh-v1.5", "BAAI/bge-m3"

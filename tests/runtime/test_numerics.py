@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from tests.checkpoints import fine_tuned_folder, two_label_folder
+from tests.checkpoints.hub_cache import fine_tuned_folder, two_label_folder
 from tests.runtime import references
 
 TOLERANCE = 1e-5
@@ -57,7 +57,7 @@ def test_vectors_equal_the_normalised_cls_row(hub_cache, name, query_prefix, doc
 
 @pytest.mark.parametrize("task", ["qa", "icl", "chat", "lrlm", "tool", "convsearch"])
 def test_each_llm_embedder_task_uses_its_pair_of_instructions(hub_cache, task):
-    from tests.runtime.test_table import LLM_EMBEDDER
+    from tests.runtime.models.test_table import LLM_EMBEDDER
 
     folder = references.snapshot_of(hub_cache, "BAAI/llm-embedder")
     query, document = LLM_EMBEDDER[task]

@@ -125,7 +125,7 @@ def test_document_identity_leaves_the_query_side_out(hub_cache):
 
 
 def test_identity_does_not_depend_on_where_the_weights_are(hub_cache, tmp_path):
-    from tests.checkpoints import BY_NAME, write_checkpoint
+    from tests.checkpoints.hub_cache import BY_NAME, write_checkpoint
 
     folder = write_checkpoint(tmp_path / "bge-small-en-v1.5", BY_NAME["BAAI/bge-small-en-v1.5"])
     assert bge_runtime.Embedder(folder).identity == bge_runtime.Embedder().identity

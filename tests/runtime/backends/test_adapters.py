@@ -13,8 +13,8 @@ import pytest
 
 import bge_runtime
 from bge_runtime.models.lora import adapter_digest, check_adapter
-from tests.checkpoints import place_in_hub_cache
-from tests.lora import (
+from tests.checkpoints.hub_cache import place_in_hub_cache
+from tests.checkpoints.lora import (
     adapted_answer,
     adapted_score,
     adapted_states,
@@ -24,7 +24,7 @@ from tests.lora import (
     language_model_adapter,
     reranker_adapter,
 )
-from tests.pictures import picture
+from tests.checkpoints.pictures import picture
 from tests.runtime.llm_references import YES_OR_NO, ids_of, joined
 from tests.runtime.references import snapshot_of, unit
 

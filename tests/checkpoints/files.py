@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tests.tiny_tokenizers import bert_tokenizer, vocabulary, xlmr_tokenizer
+from tests.checkpoints.encoder_tokenizers import bert_tokenizer, vocabulary, xlmr_tokenizer
 
 __all__ = ["Checkpoint", "Files", "checkpoint_files", "config_of", "to_json"]
 
@@ -41,7 +41,7 @@ class Checkpoint:
 
 def checkpoint_files(checkpoint: Checkpoint) -> Files:
     """Return the content of every file of a checkpoint."""
-    from tests.llm_checkpoints import LLM_FAMILIES, llm_files
+    from tests.checkpoints.llm_rerankers import LLM_FAMILIES, llm_files
 
     if checkpoint.family in LLM_FAMILIES:
         return llm_files(checkpoint)

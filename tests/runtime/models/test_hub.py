@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import bge_runtime
-from tests.checkpoints import BY_NAME, Checkpoint, pickled_folder, place_in_hub_cache, write_checkpoint
+from tests.checkpoints.hub_cache import BY_NAME, Checkpoint, pickled_folder, place_in_hub_cache, write_checkpoint
 from tests.runtime import references
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HEADER = """
 import os, sys, time
 from pathlib import Path

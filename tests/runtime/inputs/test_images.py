@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessorPil
 import bge_runtime
 from bge_runtime import VisionEmbedder
 from bge_runtime.inputs.images import ImageFormat, check_images
-from tests.pictures import file_of, picture
+from tests.checkpoints.pictures import file_of, picture
 from tests.runtime import references
 
 BASE = "BAAI/BGE-VL-base"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tests.checkpoint_files import Files, to_json
-from tests.tiny_tokenizers import ENGLISH
+from tests.checkpoints.encoder_tokenizers import ENGLISH
+from tests.checkpoints.files import Files, to_json
 
 __all__ = ["CLIP_CHECKPOINTS", "ClipCheckpoint", "clip_files"]
 

@@ -12,8 +12,8 @@ import bge_runtime
 from bge_runtime import Reranker
 from bge_runtime.backends.base import LayerScore, LoadRequest
 from bge_runtime.backends.registry import load_backend
-from tests.checkpoints import BY_NAME, write_checkpoint
-from tests.llm_checkpoints import llm_files
+from tests.checkpoints.hub_cache import BY_NAME, write_checkpoint
+from tests.checkpoints.llm_rerankers import llm_files
 from tests.runtime.llm_references import PREDICT, YES_OR_NO, joined, reference_score, yes_logits
 from tests.runtime.references import snapshot_of
 

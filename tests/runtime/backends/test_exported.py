@@ -15,13 +15,13 @@ from bge_runtime.backends.exported.onnx_file import ModelWriter
 from bge_runtime.backends.exported.rectangles import Places, groups, pack
 from bge_runtime.errors import BackendError, ConfigurationError, OutOfMemoryError, UnsupportedModelError
 from bge_runtime.inputs.tokenizing import TokenSequence
-from tests.checkpoint_files import Checkpoint
-from tests.checkpoints import fine_tuned_folder, two_label_folder, write_checkpoint
+from tests.checkpoints.files import Checkpoint
+from tests.checkpoints.hub_cache import fine_tuned_folder, two_label_folder, write_checkpoint
 from tests.contracts.concurrency import on_own_thread
 
 TOLERANCE = 1e-5
 LENGTHS = (7, 1, 512, 30, 30, 3, 128, 31, 200, 30)
-EXTRACT = Path(__file__).parents[1] / "data" / "scifact_small" / "corpus.jsonl"
+EXTRACT = Path(__file__).parents[2] / "data" / "scifact_small" / "corpus.jsonl"
 SEEDED = {
     "bert": Checkpoint(name="somebody/bert", family="bert", hidden=64, seed=31),
     "xlmr": Checkpoint(name="somebody/xlmr", family="xlmr", hidden=64, seed=32, positions=514),

@@ -15,9 +15,9 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 import bge_runtime
 from bge_runtime import Embedder, Reranker, VisionEmbedder
 from bge_runtime.embedding import vision
-from tests.checkpoints import write_files
-from tests.clip_checkpoints import CLIP_CHECKPOINTS, clip_files
-from tests.pictures import file_of, picture
+from tests.checkpoints.clip import CLIP_CHECKPOINTS, clip_files
+from tests.checkpoints.hub_cache import write_files
+from tests.checkpoints.pictures import file_of, picture
 from tests.runtime import references
 
 BASE = "BAAI/BGE-VL-base"

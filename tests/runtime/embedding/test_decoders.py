@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from tests.checkpoints import BY_NAME, write_checkpoint
+from tests.checkpoints.decoders import decoder_files
+from tests.checkpoints.hub_cache import BY_NAME, write_checkpoint
 from tests.contracts.decoder_contract import AROUND, EXAMPLES, ICL, INSTRUCT, RENDERED, TEXTS, WEB_SEARCH
-from tests.decoder_checkpoints import decoder_files
 from tests.runtime import references
 
 GEMMA, CODE, REASONER = (next(name for name in AROUND if part in name) for part in ("gemma2", "code", "reasoner"))

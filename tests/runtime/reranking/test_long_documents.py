@@ -15,8 +15,8 @@ from bge_runtime import ConfigurationError, Reranker
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.inputs.tokenizing import Tokenizing
 from bge_runtime.vectors.similarity import best_passages
+from tests.checkpoints.encoder_tokenizers import bert_tokenizer
 from tests.runtime.fakes import TIMEOUT_S
-from tests.tiny_tokenizers import bert_tokenizer
 
 CROSS = "BAAI/bge-reranker-base"
 LATE = "BAAI/bge-small-en-v1.5"

@@ -11,7 +11,7 @@ import pytest
 import bge_runtime
 from bge_runtime import quantization_ranges, quantize_embeddings, rescore, search_quantized
 
-DATA = Path(__file__).parents[1] / "data" / "scifact_small"
+DATA = Path(__file__).parents[2] / "data" / "scifact_small"
 PRECISIONS = ("int8", "uint8", "binary", "ubinary")
 # Of the ten abstracts that float32 finds first, the share that is found too, measured with all-MiniLM-L6-v2:
 # bits alone 0.7925, rescored by their signs 0.880, by float32 vectors 0.985; bytes 0.9975.

@@ -12,7 +12,7 @@ import torch
 import bge_runtime
 from bge_runtime.backends.packed.int8 import QuantizedLinear, check_int8
 from bge_runtime.backends.packed.linear import Linear
-from tests.checkpoints import two_label_folder
+from tests.checkpoints.hub_cache import two_label_folder
 from tests.runtime.fakes import skip_where_int8_cannot_run
 
 EXTRACT = "tests/data/scifact_small/corpus.jsonl"

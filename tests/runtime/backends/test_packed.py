@@ -16,7 +16,7 @@ from bge_runtime.backends.base import LoadRequest
 from bge_runtime.backends.packed.encoder import load
 from bge_runtime.backends.packed.linear import Linear, rounded
 from bge_runtime.inputs.tokenizing import TokenSequence
-from tests.checkpoints import two_label_folder
+from tests.checkpoints.hub_cache import two_label_folder
 from tests.runtime import references
 from tests.runtime.fakes import skip_where_int8_cannot_run
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.checkpoint_files import Files, to_json
-from tests.decoder_tokenizers import Family, decoder_tokenizer_files, decoder_vocabulary
+from tests.checkpoints.decoder_tokenizers import Family, decoder_tokenizer_files, decoder_vocabulary
+from tests.checkpoints.files import Files, to_json
 
 __all__ = ["DECODERS", "DecoderCheckpoint", "decoder_config", "decoder_files"]
 

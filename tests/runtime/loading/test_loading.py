@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import bge_runtime
-from tests.checkpoints import (
+from tests.checkpoints.hub_cache import (
     Checkpoint,
     fine_tuned_folder,
     folder_without_weights,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.checkpoint_files import Checkpoint, Files, to_json
-from tests.decoder_tokenizers import decoder_tokenizer_files, decoder_vocabulary
+from tests.checkpoints.decoder_tokenizers import decoder_tokenizer_files, decoder_vocabulary
+from tests.checkpoints.files import Checkpoint, Files, to_json
 
 __all__ = ["LLM_FAMILIES", "llm_config", "llm_files"]
 

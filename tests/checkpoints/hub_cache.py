@@ -12,10 +12,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.checkpoint_files import Checkpoint, Files, checkpoint_files, config_of, to_json
-from tests.clip_checkpoints import CLIP_CHECKPOINTS, clip_files
-from tests.decoder_checkpoints import DECODERS, DecoderCheckpoint, decoder_files
-from tests.tiny_tokenizers import bert_tokenizer
+from tests.checkpoints.clip import CLIP_CHECKPOINTS, clip_files
+from tests.checkpoints.decoders import DECODERS, DecoderCheckpoint, decoder_files
+from tests.checkpoints.encoder_tokenizers import bert_tokenizer
+from tests.checkpoints.files import Checkpoint, Files, checkpoint_files, config_of, to_json
 
 __all__ = [
     "BY_NAME",

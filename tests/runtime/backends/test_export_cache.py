@@ -18,11 +18,11 @@ from bge_runtime.backends.base import LoadRequest
 from bge_runtime.backends.exported.cache import cache_folder, read_entry, write_entry
 from bge_runtime.backends.registry import load_backend
 from bge_runtime.errors import ConfigurationError
-from tests.checkpoint_files import Checkpoint
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints.files import Checkpoint
+from tests.checkpoints.hub_cache import write_checkpoint
 from tests.contracts.concurrency import on_own_thread
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL = Checkpoint(name="somebody/small", family="bert", hidden=64, seed=51)
 START = """
 import sys

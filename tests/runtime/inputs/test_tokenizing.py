@@ -6,9 +6,9 @@ import pytest
 
 import bge_runtime
 from bge_runtime.inputs.tokenizing import Framed, Tokenizing
+from tests.checkpoints.decoder_tokenizers import decoder_tokenizer
+from tests.checkpoints.encoder_tokenizers import bert_tokenizer, xlmr_tokenizer
 from tests.contracts.concurrency import in_threads
-from tests.decoder_tokenizers import decoder_tokenizer
-from tests.tiny_tokenizers import bert_tokenizer, xlmr_tokenizer
 
 TEXTS = ["The giant panda eats bamboo.", "", "大熊猫：竹子", "zymurgy " * 30, "a  b\n\tc", "\N{SNOWMAN}"]
 FAMILIES = {"bert": bert_tokenizer, "xlmr": xlmr_tokenizer}

@@ -1,0 +1,1 @@
+"""Builders of the seeded checkpoints, tokenizers, adapters and pictures that the tests load."""

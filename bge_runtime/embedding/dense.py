@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 
 from bge_runtime.embedding.instructions import Role
 from bge_runtime.embedding.settings import Encoding, Vectors
 from bge_runtime.engine.flow import Flow
+from bge_runtime.engine.job import Output
 from bge_runtime.inputs.checks import check_texts
-from bge_runtime.loading.runner import Progress, Runner, distinct
+from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.vectors.cache import VectorCache
 
-__all__ = ["Compute", "computed", "vectors"]
-
-# Computes one vector per distinct text; arguments as for `computed`.
-Compute: TypeAlias = Callable[[Runner, Encoding, Sequence[str], Role, bool | None], Flow[Vectors]]
+__all__ = ["Request", "computed", "rows_of", "vectors"]
 
 # Between two writes into the vector cache: little is lost with the process, and batches fill all the same.
 BATCHES_PER_WRITE = 8
@@ -26,74 +25,79 @@ CHARACTERS_PER_TOKEN = 4
 MOST_AT_ONCE = 4096  # texts in one write
 
 
-def vectors(
-    runner: Runner,
-    encoding: Encoding,
-    texts: Iterable[str],
-    role: Role,
-    show_progress: bool | None,
-    *,
-    compute: Compute,
-    cache: VectorCache | None = None,
-) -> Flow[Vectors]:
-    """Return a vector per text, in their order: float32 of shape (number of texts, dimension).
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What one call asks of an embedder.
 
-    Args:
+    Attributes:
         runner: Runs the model.
         encoding: How texts become vectors.
-        texts: What a caller handed in.
-        role: Whose instruction they get, and who goes first: queries before documents.
+        role: Whose instruction the texts get, and who goes first: queries before documents.
         show_progress: Overrides the model's own setting.
-        compute: Computes distinct texts: `computed`, or what shares its forward pass with other outputs.
+        compute: Computes one vector per distinct text: `computed`, or what shares its forward pass with other outputs.
         cache: Remembers vectors.
     """
+
+    runner: Runner
+    encoding: Encoding
+    role: Role
+    show_progress: bool | None
+    compute: Callable[[Request, Sequence[str]], Flow[Vectors]]
+    cache: VectorCache | None
+
+
+def vectors(request: Request, texts: Iterable[str]) -> Flow[Vectors]:
+    """Return a vector per text, in their order: float32 of shape (number of texts, dimension)."""
     checked = check_texts(texts)
     if not checked:
-        return encoding.nothing
+        return request.encoding.nothing
     different, places = distinct(checked)
-    if cache is None:
-        found = yield from compute(runner, encoding, different, role, show_progress)
+    if request.cache is None:
+        found = yield from request.compute(request, different)
     else:
-        with runner.progress(len(different), show_progress) as progress:
-            found = yield from _remembered(runner, encoding, different, role, compute, cache, progress)
+        found = yield from _remembered(request, different, request.cache)
     return found if len(different) == len(checked) else found[places]
 
 
-def computed(
-    runner: Runner, encoding: Encoding, texts: Sequence[str], role: Role, show_progress: bool | None
-) -> Flow[Vectors]:
+def computed(request: Request, texts: Sequence[str]) -> Flow[Vectors]:
     """Compute one vector per text."""
+    rows = yield from rows_of(request, texts, request.encoding.pooling)
+    return request.encoding.scaled(rows)
+
+
+def rows_of(request: Request, texts: Sequence[str], output: Output) -> Flow[list[Any]]:
+    """Return what a forward pass gives of each text with its instruction."""
+    runner, encoding = request.runner, request.encoding
     tokenize = partial(runner.hold().tokenizing.texts, max_length=encoding.max_length)
     rows = yield from runner.rows(
-        encoding.framed(texts, role), tokenize, encoding.pooling, bulk=role == "document", show_progress=show_progress
+        encoding.framed(texts, request.role),
+        tokenize,
+        output,
+        bulk=request.role == "document",
+        show_progress=request.show_progress,
     )
     runner.note_truncation(rows.cut, len(texts))
-    return encoding.scaled(rows.values)
+    return rows.values
 
 
-def _remembered(
-    runner: Runner,
-    encoding: Encoding,
-    texts: Sequence[str],
-    role: Role,
-    compute: Compute,
-    cache: VectorCache,
-    progress: Progress,
-) -> Flow[Vectors]:
+def _remembered(request: Request, texts: Sequence[str], cache: VectorCache) -> Flow[Vectors]:
     """Return a vector per distinct text, computing those that the cache lacks and storing them portion by portion."""
-    identity = f"{role}:{encoding.identity if role == 'query' else encoding.document_identity}"
-    found = cache.get(identity, texts)
-    missing = [index for index, vector in enumerate(found) if vector is None]
-    if progress is not None:
-        progress(len(texts) - len(missing))
-    for part in _portions(texts, missing, runner):
-        asked = [texts[index] for index in part]
-        computed_now = yield from compute(runner, encoding, asked, role, False)
-        cache.put(identity, asked, computed_now)
-        for index, vector in zip(part, computed_now, strict=True):
-            found[index] = vector
+    encoding = request.encoding
+    identity = f"{request.role}:{encoding.identity if request.role == 'query' else encoding.document_identity}"
+    quiet = replace(request, show_progress=False)  # one bar for the call, not one for each portion
+    with request.runner.progress(len(texts), request.show_progress) as progress:
+        found = cache.get(identity, texts)
+        missing = [index for index, vector in enumerate(found) if vector is None]
         if progress is not None:
-            progress(len(part))
+            progress(len(texts) - len(missing))
+        for part in _portions(texts, missing, request.runner):
+            asked = [texts[index] for index in part]
+            fresh = yield from request.compute(quiet, asked)
+            cache.put(identity, asked, fresh)
+            for index, vector in zip(part, fresh, strict=True):
+                found[index] = vector
+            if progress is not None:
+                progress(len(part))
     return np.stack([vector for vector in found if vector is not None])
 
 

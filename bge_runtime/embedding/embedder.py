@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bge_runtime.embedding import dense, heads
 from bge_runtime.embedding.instructions import Example, Role, check_examples
-from bge_runtime.embedding.settings import Encoding, Vectors
+from bge_runtime.embedding.settings import Encoding
 from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow, run
@@ -191,21 +191,21 @@ class Embedder(Model):
             InputError: Something is not a string, or too long with `truncation="error"`.
             BackendError: The computation failed.
         """
-        return run(self._vectors(texts, "query", show_progress))
+        return run(dense.vectors(self._request("query", show_progress), texts))
 
     def encode_documents(self, texts: Iterable[str], *, show_progress: bool | None = None) -> NDArray[np.float32]:
         """Embed documents; see `encode_queries`."""
-        return run(self._vectors(texts, "document", show_progress))
+        return run(dense.vectors(self._request("document", show_progress), texts))
 
     async def aencode_queries(self, texts: Iterable[str], *, show_progress: bool | None = None) -> NDArray[np.float32]:
         """Embed queries without blocking the event loop; see `encode_queries`."""
-        return await arun(self._vectors(texts, "query", show_progress))
+        return await arun(dense.vectors(self._request("query", show_progress), texts))
 
     async def aencode_documents(
         self, texts: Iterable[str], *, show_progress: bool | None = None
     ) -> NDArray[np.float32]:
         """Embed documents without blocking the event loop; see `encode_queries`."""
-        return await arun(self._vectors(texts, "document", show_progress))
+        return await arun(dense.vectors(self._request("document", show_progress), texts))
 
     def stream_documents(self, texts: Iterable[str], *, window: int = 2048) -> Iterator[NDArray[np.float32]]:
         """Embed documents from any iterable, holding `window` of them at a time.
@@ -262,7 +262,7 @@ class Embedder(Model):
             ModelNotFoundError: The model's folder lacks the trained heads.
             InputError: Something is not a string, or too long with `truncation="error"`.
         """
-        return run(self._encoded(texts, role, outputs, show_progress))
+        return run(heads.encoded(self._request(role, show_progress), texts, outputs))
 
     async def aencode_all(
         self,
@@ -273,7 +273,7 @@ class Embedder(Model):
         show_progress: bool | None = None,
     ) -> heads.EncodedTexts:
         """Embed texts in several ways without blocking the event loop; see `encode_all`."""
-        return await arun(self._encoded(texts, role, outputs, show_progress))
+        return await arun(heads.encoded(self._request(role, show_progress), texts, outputs))
 
     def encode_sparse(
         self, texts: Iterable[str], *, role: Role = "document", show_progress: bool | None = None
@@ -282,13 +282,13 @@ class Embedder(Model):
 
         Texts that were embedded densely just before cost no forward pass, once `expect_sparse` was called.
         """
-        return run(heads.sparse(self._runner, self.encoding, texts, role, show_progress))
+        return run(heads.sparse(self._request(role, show_progress), texts))
 
     async def aencode_sparse(
         self, texts: Iterable[str], *, role: Role = "document", show_progress: bool | None = None
     ) -> list[dict[int, float]]:
         """Return lexical weights without blocking the event loop; see `encode_sparse`."""
-        return await arun(heads.sparse(self._runner, self.encoding, texts, role, show_progress))
+        return await arun(heads.sparse(self._request(role, show_progress), texts))
 
     def expect_sparse(self) -> None:
         """Announce that sparse vectors of the texts that are embedded densely will be asked for.
@@ -323,8 +323,8 @@ class Embedder(Model):
 
     def read_cosines(self, query: str, documents: Sequence[str]) -> Flow[NDArray[np.float32]]:
         """Body of the dense score of a query and documents, whatever `normalize` says."""
-        query_vectors = yield from self._vectors([query], "query", False)
-        document_vectors = yield from self._vectors(documents, "document", False)
+        query_vectors = yield from dense.vectors(self._request("query", False), [query])
+        document_vectors = yield from dense.vectors(self._request("document", False), documents)
         return np.asarray(unit_rows(document_vectors) @ unit_rows(query_vectors)[0], dtype=np.float32)
 
     def options(self) -> dict[str, Any]:
@@ -356,28 +356,17 @@ class Embedder(Model):
         _ = self.encoding
         return self._runner.hold()
 
-    def _vectors(self, texts: Iterable[str], role: Role, show_progress: bool | None) -> Flow[Vectors]:
-        return dense.vectors(
-            self._runner, self.encoding, texts, role, show_progress, compute=self._compute, cache=self._cache
-        )
-
-    def _encoded(
-        self, texts: Iterable[str], role: Role, outputs: heads.Outputs | None, show_progress: bool | None
-    ) -> Flow[heads.EncodedTexts]:
-        return heads.encoded(
-            self._runner,
-            self.encoding,
-            texts,
-            role,
-            outputs,
-            show_progress,
-            compute=self._compute,
+    def _request(self, role: Role, show_progress: bool | None) -> dense.Request:
+        return dense.Request(
+            runner=self._runner,
+            encoding=self.encoding,
+            role=role,
+            show_progress=show_progress,
+            compute=heads.dense_too if self._shares_pass else dense.computed,
             cache=self._cache,
         )
 
     @property
-    def _compute(self) -> dense.Compute:
-        """Dense vectors alone, unless the model has sparse ones and somebody will ask for them."""
-        if "sparse" in self.spec.outputs and heads.model_key(self._runner) in heads.EXPECTED:
-            return heads.dense_too
-        return dense.computed
+    def _shares_pass(self) -> bool:
+        """Whether the model has sparse vectors and somebody will ask for them."""
+        return "sparse" in self.spec.outputs and heads.model_key(self._runner) in heads.EXPECTED

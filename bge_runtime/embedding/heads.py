@@ -17,22 +17,18 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.backends.base import Output
-from bge_runtime.backends.head_outputs import TextOutputs, unpack_outputs
-from bge_runtime.embedding.dense import Compute, vectors
-from bge_runtime.embedding.instructions import Role
-from bge_runtime.embedding.settings import Encoding, Vectors
+from bge_runtime.backends.head_outputs import unpack_outputs
+from bge_runtime.embedding.dense import Request, rows_of, vectors
+from bge_runtime.embedding.settings import Vectors
 from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow
 from bge_runtime.errors import ConfigurationError, ModelNotFoundError, public
 from bge_runtime.inputs.checks import check_texts
-from bge_runtime.inputs.tokenizing import Framed
 from bge_runtime.loading.loaded import LoadedModel
 from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.models.hub import HEADS, head_files
 from bge_runtime.models.spec import ModelSpec
-from bge_runtime.vectors.cache import VectorCache
 from bge_runtime.vectors.similarity import unit_rows
 
 __all__ = ["EXPECTED", "EncodedTexts", "Outputs", "check_outputs", "encoded", "model_key", "sparse", "token_rows"]
@@ -129,39 +125,19 @@ def check_outputs(spec: ModelSpec, name: str, outputs: Sequence[str]) -> None:
             )
 
 
-def encoded(
-    runner: Runner,
-    encoding: Encoding,
-    texts: Iterable[str],
-    role: Role,
-    outputs: Outputs | None,
-    show_progress: bool | None,
-    *,
-    compute: Compute,
-    cache: VectorCache | None,
-) -> Flow[EncodedTexts]:
-    """Compute several outputs of each text with one forward pass; see `Embedder.encode_all`.
-
-    Args:
-        runner: Runs the model.
-        encoding: How texts become dense vectors.
-        texts: What a caller handed in.
-        role: Whose instruction they get.
-        outputs: `None` is all.
-        show_progress: Overrides the model's own setting.
-        compute: As for `dense.vectors`, which answers where nothing but dense vectors is wanted.
-        cache: As for `dense.vectors`.
-    """
-    wanted = tuple(runner.source.spec.outputs if outputs is None else outputs)
+def encoded(request: Request, texts: Iterable[str], outputs: Outputs | None) -> Flow[EncodedTexts]:
+    """Compute several outputs of each text with one forward pass; see `Embedder.encode_all`."""
+    encoding = request.encoding
+    wanted = tuple(encoding.source.spec.outputs if outputs is None else outputs)
     checked = check_texts(texts)
-    _check_heads(runner, wanted)
+    _check_heads(request.runner, wanted)
     if not set(wanted) - {"dense"}:
-        found = yield from vectors(runner, encoding, checked, role, show_progress, compute=compute, cache=cache)
+        found = yield from vectors(request, checked)
         return EncodedTexts(dense=found if wanted else None)
-    output: Output = "all" if "multi_vector" in wanted else "lexical"
     different, places = distinct(checked)
-    computed = yield from _outputs(runner, encoding.framed(different, role), role, output, show_progress)
-    rows = [computed[place] for place in places]
+    packed = yield from rows_of(request, different, "all" if "multi_vector" in wanted else "lexical")
+    unpacked = [unpack_outputs(row) for row in packed]
+    rows = [unpacked[place] for place in places]
     return EncodedTexts(
         dense=encoding.scaled([row.dense for row in rows]) if "dense" in wanted else None,
         sparse=[row.sparse for row in rows] if "sparse" in wanted else None,
@@ -169,23 +145,19 @@ def encoded(
     )
 
 
-def sparse(
-    runner: Runner, encoding: Encoding, texts: Iterable[str], role: Role, show_progress: bool | None
-) -> Flow[list[dict[int, float]]]:
+def sparse(request: Request, texts: Iterable[str]) -> Flow[list[dict[int, float]]]:
     """Compute the lexical weights of each text, or take those that a dense call has left."""
     checked = check_texts(texts)
-    _check_heads(runner, ("sparse",))
+    _check_heads(request.runner, ("sparse",))
     different, places = distinct(checked)
-    found = yield from _shared_pass(runner, encoding, different, role, "sparse", show_progress)
+    found = yield from _shared_pass(request, different, "sparse")
     return [dict(found[place]) for place in places]
 
 
-def dense_too(
-    runner: Runner, encoding: Encoding, texts: Sequence[str], role: Role, show_progress: bool | None
-) -> Flow[Vectors]:
-    """Compute one vector per text, and keep the sparse ones for who expects them; a `dense.Compute`."""
-    found = yield from _shared_pass(runner, encoding, texts, role, "dense", show_progress)
-    return encoding.scaled(found)
+def dense_too(request: Request, texts: Sequence[str]) -> Flow[Vectors]:
+    """Compute one vector per text, and keep the sparse ones for who expects them; a `Request.compute`."""
+    found = yield from _shared_pass(request, texts, "dense")
+    return request.encoding.scaled(found)
 
 
 def token_rows(
@@ -220,32 +192,22 @@ def token_rows(
     return rows
 
 
-def _shared_pass(
-    runner: Runner, encoding: Encoding, texts: Sequence[str], role: Role, kind: Kind, show_progress: bool | None
-) -> Flow[list[Any]]:
+def _shared_pass(request: Request, texts: Sequence[str], kind: Kind) -> Flow[list[Any]]:
     """Return the dense rows, not normalised, or the sparse vectors; keep the other kind."""
-    loaded = runner.hold()
-    framed = encoding.framed(texts, role)
-    found = EXPECTED.take(loaded, kind, encoding.max_length, framed)
+    loaded, length = request.runner.hold(), request.encoding.max_length
+    framed = request.encoding.framed(texts, request.role)  # two roles may read one text differently
+    found = EXPECTED.take(loaded, kind, length, framed)
     missing = [index for index, value in enumerate(found) if value is None]
     if missing:
-        asked = [framed[index] for index in missing]
-        rows = yield from _outputs(runner, asked, role, "lexical", show_progress)
+        packed = yield from rows_of(request, [texts[index] for index in missing], "lexical")
+        rows = [unpack_outputs(row) for row in packed]
         other: Kind = "sparse" if kind == "dense" else "dense"
-        if model_key(runner) in EXPECTED:
-            EXPECTED.put(loaded, other, encoding.max_length, asked, [getattr(row, other) for row in rows])
+        if model_key(request.runner) in EXPECTED:
+            kept = [getattr(row, other) for row in rows]
+            EXPECTED.put(loaded, other, length, [framed[index] for index in missing], kept)
         for index, row in zip(missing, rows, strict=True):
             found[index] = getattr(row, kind)
     return found
-
-
-def _outputs(
-    runner: Runner, texts: Sequence[str | Framed], role: Role, output: Output, show_progress: bool | None
-) -> Flow[list[TextOutputs]]:
-    tokenize = partial(runner.hold().tokenizing.texts, max_length=runner.max_length)
-    rows = yield from runner.rows(texts, tokenize, output, bulk=role == "document", show_progress=show_progress)
-    runner.note_truncation(rows.cut, len(texts))
-    return [unpack_outputs(row) for row in rows.values]
 
 
 def _check_heads(runner: Runner, outputs: Sequence[str]) -> None:

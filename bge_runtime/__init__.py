@@ -156,6 +156,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # The next look finds it without coming here.
     globals()[name] = value
     return value
 

@@ -12,6 +12,7 @@ from bge_runtime.errors import ConfigurationError, public
 
 __all__ = ["Execution", "check_backend_runs", "choose_execution"]
 
+# Asked for by the kind of score, not by name.
 LLM = find_backend("llm")
 
 

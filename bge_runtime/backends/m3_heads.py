@@ -30,6 +30,7 @@ __all__ = ["BackendWithHeads"]
 SPECIAL = {"cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
 
+# A wrapper and no backend of its own: heads read token states, whoever has computed them.
 class BackendWithHeads:
     """A backend that also knows the outputs `lexical` and `all`."""
 

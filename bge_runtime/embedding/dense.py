@@ -56,6 +56,7 @@ def vectors(request: Request, texts: Iterable[str]) -> Flow[Vectors]:
         found = yield from request.compute(request, different)
     else:
         found = yield from _remembered(request, different, request.cache)
+    # No copy where there is nothing to repeat.
     return found if len(different) == len(checked) else found[places]
 
 

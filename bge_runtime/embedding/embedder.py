@@ -214,6 +214,7 @@ class Embedder(Model):
             Arrays float32 of shape (at most `window`, dimension), in input order.
         """
         size = check_count(window, "window") or 2048
+        # Raises: the letters of a single string would be embedded one by one.
         if isinstance(texts, str | bytes):
             check_texts(texts)
         items = iter(texts)
@@ -301,6 +302,7 @@ class Embedder(Model):
         """
         if self.known_spec is not None:
             heads.check_outputs(self.spec, self.model, ("sparse",))
+        # By the model as named, since its files may not be on this machine yet.
         heads.EXPECTED.add(self, heads.model_key(self._runner))
 
     def sparse_tokens(self, sparse: Mapping[int, float]) -> dict[str, float]:

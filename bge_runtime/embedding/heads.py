@@ -67,6 +67,7 @@ class Expected:
     def __init__(self) -> None:
         """Start empty."""
         self._lock = threading.Lock()
+        # Weak, both: neither a dropped view nor unloaded weights are kept alive by what they asked for.
         self._views = WeakKeyDictionary[object, Hashable]()
         self._found = WeakKeyDictionary[LoadedModel, OrderedDict[tuple[Kind, int, Hashable], Any]]()
 

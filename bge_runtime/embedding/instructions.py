@@ -47,6 +47,7 @@ class Instructions:
 
     def apply(self, text: str, role: Role) -> str | Framed:
         """Return `text` as the model is to read it in this role."""
+        # As HuggingFaceBgeEmbeddings did; sentence-transformers, and all else here, keeps newlines.
         if self.joins_lines:
             text = text.replace("\n", " ")
         if role == "document":

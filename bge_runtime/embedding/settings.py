@@ -93,6 +93,7 @@ class Encoding:
         """Return rows of a forward pass as vectors: cut to the dimension, of length 1 where that is wanted."""
         if not rows:
             return self.nothing
+        # Cut first: the length is to be 1 after it.
         vectors = np.stack(rows)[:, : self.truncate_dim]
         return np.ascontiguousarray(unit_rows(vectors) if self.normalize else vectors, dtype=np.float32)
 
@@ -105,6 +106,7 @@ class Encoding:
     def identity(self) -> str:
         """Digest of exactly what changes the vectors of queries."""
         instructions = self.instructions
+        # Without an instruction the words around it do not matter, but a tail still does.
         template = instructions.query_format if instructions.query else instructions.query_tail
         return self._digest([instructions.query, template, *filter(None, [instructions.examples])])
 

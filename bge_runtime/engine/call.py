@@ -18,6 +18,7 @@ __all__ = ["Call", "Prepared", "Rows"]
 
 # Inputs prepared and sorted together: enough for batches of equal lengths, little enough to bound memory.
 WINDOW = 4096
+# One window waits while another is computed; a third would only hold memory.
 IN_FLIGHT = 2
 
 # With a deadline: what is lost at most of a call whose time ran out. The engine fills batches from many of them.
@@ -114,6 +115,7 @@ class Call:
 
         def prepare_now() -> Prepared | Future[None]:
             # Others may have filled the queue while this waited for a thread.
+            # (A future is true, and so is never mistaken for room.)
             return engine.room(bulk=bulk) or prepare()
 
         while True:

@@ -37,6 +37,7 @@ class Counters:
 
     def add(self, **amounts: float) -> None:
         """Add to sums by name, all at once."""
+        # All sums of one event at once, or a snapshot between two of them would show a batch without its tokens.
         with self._lock:
             for name, amount in amounts.items():
                 self._sums[name] += amount  # type: ignore[assignment]

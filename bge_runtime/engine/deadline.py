@@ -20,6 +20,7 @@ class Deadline:
         self._lock = threading.Lock()
         self._futures: list[Future[Any]] = []
         self._timer = threading.Timer(seconds, self._pass)
+        # A call that is given up must not keep the process from ending.
         self._timer.daemon = True
         self._timer.start()
         self.passed = False

@@ -75,6 +75,7 @@ class Engine:
         Raises:
             EngineStoppedError: The engine is closed.
         """
+        # No worker would ever deliver a result for it.
         if not job.sequences:
             job.future.set_result([])
             return job

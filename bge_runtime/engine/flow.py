@@ -93,6 +93,7 @@ async def drive(flow: Flow[T], pool: PreparePool) -> T:
             # The pool may be inside the generator: close it when that step has ended.
             advance.add_done_callback(lambda _: flow.close())
             raise
+        # The body has ended: `_advance` gives its result in place of something to wait for.
         if wanted is None:
             return cast("T", result)
         future = wanted if isinstance(wanted, Future) else pool.submit_heavy(wanted)

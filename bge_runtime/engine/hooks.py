@@ -211,6 +211,7 @@ class Hooks:
 
     def tell(self, event: ModelEvent) -> None:
         """Hand an event to every hook."""
+        # A snapshot: hooks that come or go meanwhile replace the tuple.
         for hook in self.active:
             try:
                 getattr(hook, _METHODS[type(event)])(event)

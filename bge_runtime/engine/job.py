@@ -98,6 +98,7 @@ class Job:
 
     def deliver(self, results: Sequence[tuple[int, NDArray[np.float32]]]) -> None:
         """Store results; the last one completes the call."""
+        # Two workers may finish inputs of one call at once, and its callback is never to run twice at a time.
         with self._delivering:
             for index, value in results:
                 self._results[index] = value

@@ -95,6 +95,7 @@ class JobQueue:
         self._interactive, self._bulk = _Lane(), _Lane()
         self._in_a_row = 0
         self._cancelled = 0
+        # No query has come yet, so an ingestion that starts first works in full batches.
         self._interactive_at = -BITES_AFTER_QUERY_S
 
     def __len__(self) -> int:
@@ -198,6 +199,7 @@ class _Filling:
 
     def fits_kind(self, job: Job) -> bool:
         """Whether the job may share this batch, whose first job decides."""
+        # A batch has one output and one limit; a job that differs waits for a batch of its own kind.
         return self.head is None or (job.output, job.batch_size) == (self.head.output, self.head.batch_size)
 
     def take_from(self, job: Job) -> None:

@@ -257,6 +257,7 @@ class Worker:
             self._replica.worker = None
             jobs = [] if any(each.worker for each in shared.replicas) else shared.queue.clear()
             shared.changed.notify_all()
+        # Outside the lock: failing calls runs hooks and the callbacks of futures, which may submit again.
         shared.fail(self._replica, [*(batch.by_job() if batch else ()), *jobs], error)
 
     def _compute(self, batch: Batch) -> None:
@@ -277,6 +278,7 @@ class Worker:
             self._isolate(batch, error)
             return
         seconds = time.perf_counter() - started
+        # Before the results are delivered, since a caller may ask for more at once.
         replica.grow()
         parts = batch.by_job()
         self._record(batch, len(parts), tokens, padded, seconds)
@@ -339,6 +341,7 @@ class Worker:
         if len(parts) > 1:
             for number, (job, indices) in enumerate(parts.items()):
                 if not job.future.done():
+                    # Each call alone, at once and not queued again: it has waited for its turn already.
                     self._compute(Batch([(job, index) for index in indices], [] if number else batch.queue_s))
             return
         if not isinstance(error, BGEError):

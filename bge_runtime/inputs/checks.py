@@ -23,6 +23,7 @@ def check_text(text: Any, name: str = "text") -> str:
     """
     if not isinstance(text, str):
         raise InputError(f"{name} is {_shown(text)}; a string is needed.{_advice(text)}")
+    # Tokenizers cannot encode half a character; a replaced one costs one token and the call goes on.
     return _LONE_SURROGATE.sub("\ufffd", text) if _LONE_SURROGATE.search(text) else str(text)
 
 

@@ -21,6 +21,7 @@ class Model(ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse arguments that do not exist, naming those that do."""
+        # Here and not in __init__, before which Python itself would refuse, without naming a neighbour.
         UnknownArgumentError.check(cls.__name__, kwargs, list(inspect.signature(cls.__init__).parameters)[1:])
         return super().__new__(cls)
 

@@ -70,6 +70,7 @@ def with_loading_options(init: T) -> T:
         )
         for name, annotation in LoadingOptions.__annotations__.items()
     ]
+    # On the function, not the class: a subclass with a constructor of its own then shows its own.
     init.__signature__ = shown.replace(parameters=[*own, *loading])  # type: ignore[attr-defined]
     told = inspect.cleandoc(LoadingOptions.__doc__ or "").partition("Attributes:\n")[2].splitlines()
     lines = "\n".join(f"        {line}".rstrip() for line in told)

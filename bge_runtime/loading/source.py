@@ -87,6 +87,7 @@ class ModelSource:
         if not isinstance(self.model, str | ModelSpec) or self.model == "":
             raise ConfigurationError(f"model={self.model!r} is not a name. Pass a hub id, a folder or a ModelSpec.")
         if self._local is not None:
+            # A folder is looked into at once: what it lacks is the constructor's error, not the first call's.
             hub.check_folder(self._local, pickles_allowed=self.spec.pickled_weights)
         elif isinstance(self.model, str) and self._row is None:
             self._check_name(self.model)
@@ -103,6 +104,7 @@ class ModelSource:
     @property
     def known_spec(self) -> ModelSpec | None:
         """The spec when it can be had without fetching anything."""
+        # With base_model= a hub id is described by its own files, which may have to be fetched; a folder's are there.
         is_known = isinstance(self.model, ModelSpec) or self._local is not None or self._row is not None
         return self.spec if is_known and (self.base_model is None or self._local is not None) else None
 
@@ -238,6 +240,7 @@ class ModelSource:
     @cached_property
     def _row(self) -> ModelSpec | None:
         row = find_spec(self.name)
+        # Somebody else's copy of a model: its facts hold, but its files are trusted no more than any stranger's.
         is_mirror = row is not None and "/" in self.name and row.id.lower() != self.name.lower()
         return replace(row, id=self.name, package=None, pickled_weights=False) if row and is_mirror else row
 

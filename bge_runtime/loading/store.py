@@ -73,6 +73,7 @@ class ModelStore:
             BGEError: The model cannot be found, run or loaded.
         """
         source.check_supported()
+        # Two links to one snapshot are one model.
         folder = os.path.realpath(source.folder)  # before torch is imported: a missing model fails at once
         if source.adapter is not None:
             folder = f"{folder} with {source.adapter_digest}"
@@ -120,6 +121,7 @@ class ModelStore:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._reset_locks()
         self.counters = Counters()
+        # Locks of before may be held by threads that the child does not have.
         self.hooks = Hooks(self.hooks.active)
         for model in self._models.values():
             model.engine = model.engine.renew(self.counters, self.hooks)
@@ -140,6 +142,7 @@ class ModelStore:
         ways = [[each.backend, each.device, each.precision] for each in executions]
         extras = [source.trust_remote_code, source.model_kwargs, source.processor_kwargs, source.config_kwargs]
         key = json.dumps([folder, task, ways, source.calibration, extras], default=repr, sort_keys=True)
+        # First without the loading lock: a model in memory must not wait until another one is loaded.
         found = self._hold(key, source, holder)
         if found is not None:
             return found, []

@@ -84,6 +84,7 @@ def _load(execution: Execution, request: LoadRequest, *, chosen: bool) -> Backen
 def _bytes_needed(folder: Path, precision: str) -> int:
     """Return the size of the weights in `precision`, from the size of the files and the format they store."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # transformers 5 writes `dtype`, those before it `torch_dtype`.
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     size = sum(file.stat().st_size for file in weight_files(folder))
     return size * PRECISIONS[precision] // PRECISIONS.get(stored, PRECISIONS["float32"])

@@ -10,6 +10,7 @@ from bge_runtime.models.table import ROWS
 
 __all__ = ["find_spec", "get_spec", "list_models", "nearest_names", "register_model"]
 
+# Of this process: `register_model` adds to it.
 _MODELS: dict[str, ModelSpec] = {row.id.lower(): row for row in ROWS}
 
 

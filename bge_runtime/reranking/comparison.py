@@ -151,6 +151,7 @@ class HeadComparison(TokenComparison):
             total += self._sparse * sparse_product(query.ids, query.weights, document.ids, document.weights)
         if self._vectors:
             total += self._vectors * max_similarity(query.vectors, document.vectors)
+        # The mean, so that scores stay comparable when the weights do not add up to 1.
         return total / (self._dense + self._sparse + self._vectors)
 
     def vectors(self, value: TextOutputs) -> Vectors:

@@ -66,6 +66,7 @@ class CrossEncoder:
         self._runner.note_truncation(rows.cut, len(pairs))
         width = len(output.layers) if isinstance(output, LayerScore) else 1
         values = np.asarray(rows.values, dtype=np.float32).reshape(len(rows.values), width)
+        # NaN stays where a deadline came before the pair.
         scores = np.full((len(pairs), width), np.nan, dtype=np.float32)
         for column in range(width):
             best = best_passages(values[:, column], rows.passages)

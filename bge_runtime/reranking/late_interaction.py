@@ -158,6 +158,7 @@ class LateInteraction:
         """Return the values of each text's passages, and how many texts were cut; late ones are missing."""
         comparison = self.comparison
         overlap = self._overlap if role == "document" else None
+        # A cache keeps one value per text, and passages are several.
         cache = self._cache if overlap is None else None
         found = self._known(texts, role, cache)
         missing = [text for text in texts if text not in found]
@@ -167,6 +168,7 @@ class LateInteraction:
         if role == "document" and comparison.token_pooling > 1:
             result.values = yield partial(comparison.pooled, result.values)
         values = iter(result.values)
+        # A deadline may leave the last text with some of its passages only: that text counts as not read.
         computed = {
             text: passages
             for text, size in zip(missing, result.passages, strict=False)

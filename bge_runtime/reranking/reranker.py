@@ -102,6 +102,7 @@ class Reranker(Model):
         """
         source = ModelSource.of(model.model if isinstance(model, Embedder) else model, loading)
         if isinstance(model, Embedder):
+            # What the embedder settles cannot be said a second time here, where it would be ignored.
             own = max_length or batch_size or batch_tokens or truncation != "warn"
             if own or source != ModelSource(model=model.model):
                 raise ConfigurationError(

@@ -213,6 +213,7 @@ class TokenIndex:
 
         if checked:
             yield from self._scorer.document_vectors(list(dict.fromkeys(checked)), keep, show_progress)
+        # Blocks are never changed: a search that is under way goes on with those that it has seen.
         added = compacted(TokenBlock.of(name, found[text]) for name, text in zip(names, checked, strict=True))
         with self._lock:
             self._refuse_known(names)  # another thread may have added them meanwhile

@@ -120,6 +120,7 @@ class VectorCache:
         with self._lock:
             self._hits += hits
             self._misses += len(keys) - hits
+        # Little-endian on every machine: files are shared and copied.
         width = np.dtype(f"<{'f4' if self.storage == 'float32' else 'f2'}")
         return [np.frombuffer(found[key], width).astype(np.float32) if key in found else None for key in keys]
 
@@ -148,6 +149,7 @@ class VectorCache:
 
 
 def _key(identity: str, text: str) -> bytes:
+    # NUL stands in no identity, so that no two pairs of identity and text read the same.
     return hashlib.blake2b(f"{identity}\0{text}".encode(), digest_size=20).digest()
 
 

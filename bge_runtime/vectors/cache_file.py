@@ -20,6 +20,8 @@ BUSY_TIMEOUT_S = 30.0
 KEYS_PER_QUERY = 500  # SQLite's limit on variables was 999 for long
 USED_STEP_S = 3600  # reading marks an entry as used at most this often, so that most reads write nothing
 KEPT_SHARE = 0.9  # eviction makes room for more than one call
+# With WAL, `synchronous = NORMAL` may lose the last writes of a power cut but never damages the file. `WITHOUT ROWID`:
+# keys are digests, and a second tree over them would be as large again. Triggers count: counting rows reads all.
 _TABLES = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
@@ -110,8 +112,10 @@ class CacheFile:
     def _write(self, database: sqlite3.Connection, rows: Sequence[tuple[bytes, bytes]]) -> None:
         now = int(time.time()) // USED_STEP_S
         with database:
+            # The lock for writing at once: of two processes that read first, SQLite would refuse one.
             database.execute("BEGIN IMMEDIATE")
             database.executemany(
+                # Another process may have stored the same text meanwhile, with the same vector.
                 "INSERT OR IGNORE INTO vectors VALUES (?, ?, ?, ?)",
                 [(key, blob, zlib.crc32(blob), now) for key, blob in rows],
             )

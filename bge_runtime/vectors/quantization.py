@@ -17,6 +17,7 @@ logger = logging.getLogger("bge_runtime")
 
 Precision = Literal["int8", "uint8", "binary", "ubinary"]
 PRECISIONS = ("int8", "uint8", "binary", "ubinary")
+# As many as sentence-transformers asks for before it warns.
 ENOUGH_FOR_RANGES = 100
 STEPS = 255
 # Rows of a corpus that are widened at a time, and queries that are compared with all of it.

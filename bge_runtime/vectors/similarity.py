@@ -57,5 +57,6 @@ def lexical_score(query: Mapping[int, float], document: Mapping[int, float]) -> 
 
 def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the rows scaled to length 1, in float32; a zero row stays zero."""
+    # The floor of torch.nn.functional.normalize.
     norms = np.linalg.norm(rows, axis=-1, keepdims=True)
     return np.asarray(rows / np.maximum(norms, 1e-12), dtype=np.float32)

@@ -1,16 +1,14 @@
-"""From a caller's arguments to fields, the nested dictionaries of LangChain's older classes included."""
+"""The nested dictionaries of LangChain's older classes: each of their entries goes to the field of its meaning."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
-from pydantic import SecretStr
-
 from bge_runtime import ConfigurationError, UnknownArgumentError
+from bge_runtime.fields import Arguments, plain, refuse_retired
 
-__all__ = ["Arguments", "query_options", "refuse_retired"]
+__all__ = ["NESTED", "query_options", "read_nested"]
 
 # Keys of model_kwargs: the constructors of SentenceTransformer and CrossEncoder, and the field of each.
 MODEL_KWARGS = {
@@ -66,116 +64,23 @@ FIXED_ENCODE_KWARGS: dict[str, tuple[Any, str]] = {
 NESTED = ("model_kwargs", "encode_kwargs", "query_encode_kwargs")
 
 
-class Arguments:
-    """Values by field; a second, different value for a field is an error that names both places."""
+def read_nested(arguments: Arguments, given: Mapping[str, Any], fields: Container[str]) -> None:
+    """Add what the dictionaries called as in `NESTED` hold.
 
-    def __init__(self, owner: str, fields: Collection[str], renamed: Mapping[str, str]) -> None:
-        """Start without values.
-
-        Args:
-            owner: Class name shown in messages.
-            fields: Fields of that class.
-            renamed: Other names of fields.
-        """
-        self._owner = owner
-        self._fields = fields
-        self._renamed = renamed
-        self._origins: dict[str, str] = {}
-        self.values: dict[str, Any] = {}
-
-    def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the value of each field that `given` sets.
-
-        Raises:
-            UnknownArgumentError: An argument, or a key of a nested dictionary, does not exist.
-            ConfigurationError: Two values for one field, or one that cannot be honoured.
-        """
-        for name, value in given.items():
-            if name not in NESTED:
-                self._add(self._renamed.get(name, name), value, name)
-        nested = {name: _mapping(self._owner, name, given[name]) for name in NESTED if name in given}
-        self._read_model_kwargs(nested.get("model_kwargs", {}))
-        self._read_encode_kwargs(nested.get("encode_kwargs", {}))
-        self._read_query_kwargs(nested.get("query_encode_kwargs", {}))
-        self._read_token_limit()
-        return self.values
-
-    def _read_model_kwargs(self, entries: Mapping[str, Any]) -> None:
-        names = {key: field for key, field in MODEL_KWARGS.items() if field in self._fields}
-        valid = {*names, *LOADER_KWARGS, "model_kwargs"}
-        UnknownArgumentError.check(f"{self._owner} model_kwargs", set(entries) - set(RETIRED_MODEL_KWARGS), valid)
-        loader: dict[str, Any] = {}
-        for key, value in entries.items():
-            if key == "model_kwargs":
-                loader |= self._without_dtype(_mapping(self._owner, "model_kwargs['model_kwargs']", value))
-            elif key in LOADER_KWARGS:
-                loader[key] = value
-            elif key in names:
-                self._add(names[key], value, f"model_kwargs[{key!r}]")
-            else:
-                refuse_retired(self._owner, f"model_kwargs[{key!r}]", value, RETIRED_MODEL_KWARGS[key])
-        if loader:
-            self.values["model_kwargs"] = {"model_kwargs": loader}
-
-    def _without_dtype(self, entries: Mapping[str, Any]) -> dict[str, Any]:
-        for key in ("dtype", "torch_dtype"):
-            if key in entries:
-                self._add("precision", entries[key], f"model_kwargs['model_kwargs'][{key!r}]")
-        return {key: value for key, value in entries.items() if key not in ("dtype", "torch_dtype")}
-
-    def _read_encode_kwargs(self, entries: Mapping[str, Any]) -> None:
-        self._check_encode_kwargs("encode_kwargs", entries, FIXED_ENCODE_KWARGS)
-        for key, field in ENCODE_KWARGS.items():
-            if key in entries:
-                self._add(field, _encode_value(key, entries[key]), f"encode_kwargs[{key!r}]")
-
-    def _read_query_kwargs(self, entries: Mapping[str, Any]) -> None:
-        fixed = {key: rule for key, rule in FIXED_ENCODE_KWARGS.items() if key != "prompt"}
-        self._check_encode_kwargs("query_encode_kwargs", entries, fixed, "prompt")
-        if "prompt" in entries:
-            self._add("query_instruction", entries["prompt"], "query_encode_kwargs['prompt']")
-        kept = {key: value for key, value in entries.items() if key in ENCODE_KWARGS and value is not None}
-        if kept:
-            self.values["query_encode_kwargs"] = kept
-
-    def _read_token_limit(self) -> None:
-        """The runtime cuts by `max_length`, so the tokenizer's own limit has to become that."""
-        settings = self.values.get("processor_kwargs")
-        if isinstance(settings, Mapping) and "model_max_length" in settings:
-            self.values["processor_kwargs"] = {k: v for k, v in settings.items() if k != "model_max_length"}
-            self._add("max_length", settings["model_max_length"], "processor_kwargs['model_max_length']")
-
-    def _check_encode_kwargs(
-        self, name: str, entries: Mapping[str, Any], fixed: Mapping[str, tuple[Any, str]], *extra: str
-    ) -> None:
-        UnknownArgumentError.check(f"{self._owner} {name}", set(entries) - set(fixed), {*ENCODE_KWARGS, *extra})
-        for key in fixed.keys() & entries.keys():
-            only, advice = fixed[key]
-            if entries[key] is not None and entries[key] != only:
-                raise ConfigurationError(f"{self._owner} does not take {name}[{key!r}]={entries[key]!r}. {advice}")
-
-    def _add(self, field: str, value: Any, origin: str) -> None:
-        value = _plain(field, value)
-        known = self.values.get(field)
-        if known is None:
-            self.values[field] = value
-            self._origins[field] = origin
-        elif value is not None and value != known:
-            first, second = (repr(each) if field != "token" else "a token" for each in (known, value))
-            raise ConfigurationError(
-                f"{self._owner} got {self._origins[field]}={first} and {origin}={second}, which contradict each other. "
-                "Pass one of them."
-            )
-
-
-def refuse_retired(owner: str, name: str, value: Any, advice: str) -> None:
-    """Raise for an argument of the older classes that has no counterpart.
+    Args:
+        arguments: What was given beside them.
+        given: The caller's arguments.
+        fields: Fields of the class.
 
     Raises:
-        ConfigurationError: `value` asks for something; `None` and `False` do not.
+        UnknownArgumentError: A key does not exist.
+        ConfigurationError: Two values for one field, or one that cannot be honoured.
     """
-    if value is not None and value is not False:
-        raise ConfigurationError(f"{owner} does not take {name}={value!r}. {advice}")
+    nested = {name: _mapping(arguments.owner, name, given.get(name)) for name in NESTED}
+    _read_model_kwargs(arguments, nested["model_kwargs"], fields)
+    _read_encode_kwargs(arguments, nested["encode_kwargs"])
+    _read_query_kwargs(arguments, nested["query_encode_kwargs"])
+    _read_token_limit(arguments)
 
 
 def query_options(query_encode_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,23 +88,73 @@ def query_options(query_encode_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {ENCODE_KWARGS[key]: _encode_value(key, value) for key, value in query_encode_kwargs.items()}
 
 
+def _read_model_kwargs(arguments: Arguments, entries: Mapping[str, Any], fields: Container[str]) -> None:
+    owner = arguments.owner
+    names = {key: field for key, field in MODEL_KWARGS.items() if field in fields}
+    valid = {*names, *LOADER_KWARGS, "model_kwargs"}
+    UnknownArgumentError.check(f"{owner} model_kwargs", entries.keys() - RETIRED_MODEL_KWARGS.keys(), valid)
+    loader: dict[str, Any] = {}
+    for key, value in entries.items():
+        origin = f"model_kwargs[{key!r}]"
+        if key == "model_kwargs":
+            loader |= _without_dtype(arguments, _mapping(owner, "model_kwargs['model_kwargs']", value))
+        elif key in LOADER_KWARGS:
+            loader[key] = value
+        elif key in names:
+            arguments.add(names[key], value, origin)
+        else:
+            refuse_retired(owner, origin, value, RETIRED_MODEL_KWARGS[key])
+    if loader:
+        arguments.values["model_kwargs"] = {"model_kwargs": loader}
+
+
+def _without_dtype(arguments: Arguments, entries: Mapping[str, Any]) -> dict[str, Any]:
+    for key in ("dtype", "torch_dtype"):
+        if key in entries:
+            arguments.add("precision", entries[key], f"model_kwargs['model_kwargs'][{key!r}]")
+    return {key: value for key, value in entries.items() if key not in ("dtype", "torch_dtype")}
+
+
+def _read_encode_kwargs(arguments: Arguments, entries: Mapping[str, Any]) -> None:
+    _check_encode_kwargs(arguments.owner, "encode_kwargs", entries, FIXED_ENCODE_KWARGS)
+    for key, field in ENCODE_KWARGS.items():
+        if key in entries:
+            arguments.add(field, _encode_value(key, entries[key]), f"encode_kwargs[{key!r}]")
+
+
+def _read_query_kwargs(arguments: Arguments, entries: Mapping[str, Any]) -> None:
+    fixed = {key: rule for key, rule in FIXED_ENCODE_KWARGS.items() if key != "prompt"}
+    _check_encode_kwargs(arguments.owner, "query_encode_kwargs", entries, fixed, "prompt")
+    if "prompt" in entries:
+        arguments.add("query_instruction", entries["prompt"], "query_encode_kwargs['prompt']")
+    kept = {key: value for key, value in entries.items() if key in ENCODE_KWARGS and value is not None}
+    if kept:
+        arguments.values["query_encode_kwargs"] = kept
+
+
+def _read_token_limit(arguments: Arguments) -> None:
+    """The runtime cuts by `max_length`, so the tokenizer's own limit has to become that."""
+    settings = arguments.values.get("processor_kwargs")
+    if isinstance(settings, Mapping) and "model_max_length" in settings:
+        arguments.values["processor_kwargs"] = {k: v for k, v in settings.items() if k != "model_max_length"}
+        arguments.add("max_length", settings["model_max_length"], "processor_kwargs['model_max_length']")
+
+
+def _check_encode_kwargs(
+    owner: str, name: str, entries: Mapping[str, Any], fixed: Mapping[str, tuple[Any, str]], *extra: str
+) -> None:
+    UnknownArgumentError.check(f"{owner} {name}", entries.keys() - fixed.keys(), {*ENCODE_KWARGS, *extra})
+    for key in fixed.keys() & entries.keys():
+        only, advice = fixed[key]
+        if entries[key] is not None and entries[key] != only:
+            raise ConfigurationError(f"{owner} does not take {name}[{key!r}]={entries[key]!r}. {advice}")
+
+
 def _encode_value(key: str, value: Any) -> Any:
     # `encode` never takes a model's own normalisation away: False there means "as the model does".
     if key == "normalize_embeddings" and value is False:
         return None
-    return _plain(ENCODE_KWARGS[key], value)
-
-
-def _plain(field: str, value: Any) -> Any:
-    """Return names for torch's and pathlib's objects, and the token as a secret."""
-    if field in ("model_name", "cache_folder", "calibration", "adapter") and isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if field in ("device", "precision") and value is not None:
-        return str(value).removeprefix("torch.")
-    if field == "token":
-        # True asks the hub's client for the token that is stored on this machine, as None does.
-        return None if value is True else SecretStr(value) if isinstance(value, str) else value
-    return value
+    return plain(ENCODE_KWARGS[key], value)
 
 
 def _mapping(owner: str, name: str, value: Any) -> Mapping[str, Any]:

@@ -1,73 +1,49 @@
-"""What the LangChain classes have in common: options, how they are checked, copied, pickled and shown."""
+"""What the LangChain classes have in common: how options are checked, copied, pickled and shown."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
 
 from langchain_core.load.serializable import Serializable
 from langchain_core.utils import secret_from_env
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
-from bge_runtime import ConfigurationError, Embedder, ModelSpec, Reranker, UnknownArgumentError
-from langchain_bge.arguments import NESTED, Arguments, refuse_retired
+from bge_runtime import ModelSpec
+from bge_runtime.fields import LoadingFields, ModelName
+from langchain_bge.arguments import NESTED, read_nested
 
-__all__ = ["LOADING_NAMES", "ConfiguredModel", "Count"]
-
-Count = Annotated[int, Field(gt=0, strict=True)]
+__all__ = ["ConfiguredModel"]
 
 
-class ConfiguredModel(Serializable):
+class Named(Serializable):
+    """What has a model's name; a class of its own, so that dumps begin with it."""
+
+    model_name: ModelName
+
+
+class ConfiguredModel(LoadingFields, Named):
     """Options that describe a runtime object, and that object.
 
     An option may be set after construction: it is checked as at construction and holds from the next call on.
     Copies and pickles hold the options; weights come from the process's store.
     """
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid")
 
-    injected: ClassVar[str]
-    runtime_type: ClassVar[type[Embedder] | type[Reranker]]
-    # Field -> the runtime's argument.
-    runtime_names: ClassVar[Mapping[str, str]]
-    renamed: ClassVar[Mapping[str, str]] = {"model": "model_name", "dtype": "precision", "torch_dtype": "precision"}
-    retired: ClassVar[Mapping[str, str]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {**LoadingFields.renamed, "model": "model_name"}
 
-    model_name: str = Field(description="Hub id, name in the model table, or folder. `model` is the same.")
-    max_length: Count | None = Field(default=None, description="Longest input in tokens; None is the model's own.")
-    truncation: Literal["silent", "warn", "error"] = Field(
-        default="warn", description="What happens when a text is longer than max_length."
-    )
-    device: str | None = Field(default=None, description="cpu, cuda, cuda:N or mps; None chooses.")
-    precision: str | None = Field(default=None, description="float32, float16, bfloat16 or int8; None chooses.")
-    backend: str = Field(default="auto", description="packed, torch, onnx, openvino, llm; auto chooses.")
-    calibration: str | None = Field(default=None, description="File of texts that calibrate an int8 export.")
-    devices: list[str] | None = Field(default=None, description="Devices that each hold a replica.")
-    keep_alive_s: float | None = Field(default=None, description="Seconds until idle weights are freed; None never.")
-    batch_size: Count | None = Field(default=None, description="Most texts in one forward pass.")
-    batch_tokens: Count | None = Field(default=None, description="Most padded tokens in one forward pass.")
-    show_progress: bool = Field(default=False, description="Whether calls show a progress bar.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit of the hub repository.")
-    token: SecretStr | None = Field(
+    token: SecretStr | None = Field(  # type: ignore[assignment]
         default_factory=secret_from_env("HF_TOKEN", default=None),
         exclude=True,
         repr=False,
         description="Hub token; never dumped or pickled.",
     )
-    cache_folder: str | None = Field(default=None, description="Folder of downloaded models.")
-    local_files_only: bool = Field(default=False, description="Whether to leave the network alone.")
-    trust_remote_code: bool = Field(default=False, description="Whether to run the repository's Python code.")
-    base_model: str | None = Field(
-        default=None, description="Model of the table whose instructions and pooling a fine-tune inherits."
-    )
-    adapter: str | None = Field(default=None, description="LoRA adapter: a folder that peft saved, or a hub id.")
     model_kwargs: dict[str, Any] = Field(
         default_factory=dict,
         description="As in LangChain's older classes. Entries with a field of their own go there.",
     )
-    processor_kwargs: dict[str, Any] | None = Field(default=None, description="For the tokenizer's loader.")
-    config_kwargs: dict[str, Any] | None = Field(default=None, description="For the configuration's loader.")
 
     _model: str | ModelSpec = PrivateAttr()
     _is_injected: bool = PrivateAttr(default=False)
@@ -75,17 +51,13 @@ class ConfiguredModel(Serializable):
     def __init__(self, model: Any = None, **options: Any) -> None:
         """Check the options; load nothing."""
         given = options if model is None else {"model": model, **options}
-        runtime = given.get(self.injected)
-        values = self._read({name: value for name, value in given.items() if name != self.injected})
-        if runtime is not None:
-            values |= self._described(values, runtime)
+        runtime = given.pop(self.injected, None)
+        arguments = self._read(given, apart=NESTED)
+        read_nested(arguments, given, type(self).model_fields)
+        values = self._completed(arguments.values, runtime)
         model = values.get("model_name")
-        if isinstance(model, ModelSpec):
-            values["model_name"] = model.id
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigurationError.from_validation(type(self).__name__, error.errors()) from error
+        # The field holds a name, because a spec has no place in a dump.
+        super().__init__(**(values | {"model_name": model.id} if isinstance(model, ModelSpec) else values))
         self._model = model if isinstance(model, ModelSpec) else self.model_name
         self._is_injected = runtime is not None
         self._adopt(runtime)
@@ -116,6 +88,7 @@ class ConfiguredModel(Serializable):
         if name not in type(self).model_fields:
             super().__setattr__(name, value)
             return
+        # Everything at once, past pydantic's own setters, which would come back here: a wrong option changes nothing.
         changed = self._changed({name: value})
         self.__dict__.update(changed.__dict__)
         object.__setattr__(self, "__pydantic_private__", changed.__pydantic_private__)
@@ -151,51 +124,27 @@ class ConfiguredModel(Serializable):
         """Return settings in force, for `repr`; must not fetch anything."""
         return {}
 
+    @classmethod
+    def _description(cls, runtime: Any) -> dict[str, Any]:
+        described = super()._description(runtime)
+        loader = described["model_kwargs"]
+        return {**described, "model_kwargs": {"model_kwargs": loader} if loader else {}}
+
     def _runtime_arguments(self) -> dict[str, Any]:
-        values = {theirs: getattr(self, ours) for ours, theirs in self.runtime_names.items()}
         token = self.token.get_secret_value() if self.token else ""
         return {
-            **values,
+            **super()._runtime_arguments(),
             "model": self._model,
             "model_kwargs": self.model_kwargs.get("model_kwargs"),
             "token": token or None,
         }
-
-    @classmethod
-    def _read(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        owner = cls.__name__
-        fields = list(cls.model_fields)
-        UnknownArgumentError.check(owner, set(given) - set(cls.retired), {*fields, *cls.renamed, cls.injected})
-        for name in cls.retired.keys() & given.keys():
-            refuse_retired(owner, name, given[name], cls.retired[name])
-        return Arguments(owner, fields, cls.renamed).read(
-            {name: value for name, value in given.items() if name not in cls.retired}
-        )
-
-    @classmethod
-    def _described(cls, values: Mapping[str, Any], runtime: Any) -> dict[str, Any]:
-        """Return the fields that describe an injected runtime object."""
-        if not isinstance(runtime, cls.runtime_type):
-            wanted = f"bge_runtime.{cls.runtime_type.__name__}"
-            raise ConfigurationError(f"{cls.__name__}: {cls.injected}={runtime!r} is not a {wanted}. Pass one.")
-        settled = {*cls.runtime_names, "model_kwargs", "query_encode_kwargs"}
-        both = sorted(name for name in settled & values.keys() if values[name] is not None)
-        if both:
-            raise ConfigurationError(
-                f"{cls.__name__} got {cls.injected}= together with {', '.join(map(repr, both))}, which the "
-                f"{cls.injected} settles. Pass them to the {cls.injected}, or leave {cls.injected}= out."
-            )
-        options = {**runtime.options(), "model": runtime.model}
-        loader = options.get("model_kwargs")
-        fields = {ours: options[theirs] for ours, theirs in cls.runtime_names.items() if theirs in options}
-        return {**fields, "model_kwargs": {"model_kwargs": loader} if loader else {}}
 
     def _options(self) -> dict[str, Any]:
         """Return arguments that build an equal object."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         if not self._is_injected:
             return {**values, "model_name": self._model}
-        described = {*self.runtime_names, *NESTED, "token"}
+        described = {*self.runtime_names, *NESTED}
         kept = {name: value for name, value in values.items() if name not in described}
         return {**kept, self.injected: getattr(self, self.injected)}
 
@@ -206,7 +155,3 @@ class ConfiguredModel(Serializable):
 
 def _rebuild(kind: type[ConfiguredModel], options: dict[str, Any]) -> ConfiguredModel:
     return kind(**options)
-
-
-_OWN = ("model_name", "token", "model_kwargs")
-LOADING_NAMES: Iterable[str] = tuple(name for name in ConfiguredModel.model_fields if name not in _OWN)

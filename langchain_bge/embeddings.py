@@ -10,8 +10,16 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 
 from bge_runtime import DEFAULT_EMBEDDER, ConfigurationError, Embedder, VisionEmbedder, check_text
+from bge_runtime.fields import (
+    DocumentInstruction,
+    EmbedderFields,
+    LoadingFields,
+    ModelName,
+    QueryInstruction,
+    names_of,
+)
 from langchain_bge.arguments import query_options
-from langchain_bge.configured import LOADING_NAMES, ConfiguredModel, Count
+from langchain_bge.configured import ConfiguredModel
 
 __all__ = ["BGEEmbeddings"]
 
@@ -19,7 +27,14 @@ __all__ = ["BGEEmbeddings"]
 ROWS_PER_TURN = 128
 
 
-class BGEEmbeddings(ConfiguredModel, Embeddings):
+class Instructed(ConfiguredModel):
+    """What puts instructions before texts; a class of its own, so that they stay where they are in dumps."""
+
+    query_instruction: QueryInstruction = None
+    embed_instruction: DocumentInstruction = None
+
+
+class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
     """BGE embeddings for LangChain; takes the arguments of `HuggingFaceBgeEmbeddings` as they are.
 
     Constructing loads nothing; the first text does. Objects of one model share one copy of the weights. Safe to
@@ -72,20 +87,14 @@ class BGEEmbeddings(ConfiguredModel, Embeddings):
         ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
     """
 
-    injected: ClassVar[str] = "embedder"
-    runtime_type: ClassVar[type[Embedder]] = Embedder
-    runtime_names: ClassVar[dict[str, str]] = {
-        "model_name": "model",
-        "query_instruction": "query_instruction",
-        "embed_instruction": "document_instruction",
-        "task": "task",
-        "examples": "examples",
-        "legacy": "legacy",
-        "normalize": "normalize",
-        "truncate_dim": "truncate_dim",
-        "vector_cache": "vector_cache",
-        **{name: name for name in LOADING_NAMES},
-    }
+    runtime_names: ClassVar[dict[str, str]] = names_of(
+        LoadingFields,
+        EmbedderFields,
+        model_name="model",
+        query_instruction="query_instruction",
+        embed_instruction="document_instruction",
+    )
+    settled: ClassVar[tuple[str, ...]] = ("query_encode_kwargs",)
     renamed: ClassVar[dict[str, str]] = {
         **ConfiguredModel.renamed,
         "document_instruction": "embed_instruction",
@@ -96,27 +105,7 @@ class BGEEmbeddings(ConfiguredModel, Embeddings):
         "multi_process": "One copy of the weights serves all threads of the process; leave it out.",
     }
 
-    model_name: str = Field(
-        default=DEFAULT_EMBEDDER, description="Hub id, name in the model table, or folder. `model` is the same."
-    )
-    query_instruction: str | None = Field(
-        default=None, description="Text before queries; '' for none, None for the model's own."
-    )
-    embed_instruction: str | None = Field(
-        default=None, description="Text before documents; '' for none, None for the model's own."
-    )
-    task: str | None = Field(default=None, description="Named pair of instructions, where a model has them.")
-    examples: list[dict[str, str]] | None = Field(
-        default=None, description="In-context examples before queries (bge-en-icl): instruct, query, response."
-    )
-    legacy: bool = Field(
-        default=False, description="Read texts as HuggingFaceBgeEmbeddings did: for indexes that it filled."
-    )
-    normalize: bool | None = Field(default=None, description="L2-normalise; None is the model's own.")
-    truncate_dim: Count | None = Field(default=None, description="Keep this many leading dimensions.")
-    vector_cache: Any = Field(
-        default=None, exclude=True, description="A bge_runtime.VectorCache or the path of its file; not dumped."
-    )
+    model_name: ModelName = DEFAULT_EMBEDDER
     encode_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="As in LangChain's older classes; its entries go to the fields."
     )
@@ -211,7 +200,7 @@ class BGEEmbeddings(ConfiguredModel, Embeddings):
             self._query_embedder = Embedder(**{**self._runtime_arguments(), **overrides})
 
     def _resolved(self) -> dict[str, Any]:
-        if self._embedder.source.known_spec is None:
+        if self._embedder.known_spec is None:
             return {}
         document = self._embedder.document_instruction
         shown = {"embed_instruction": document} if document else {}

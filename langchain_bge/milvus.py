@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from langchain_milvus.utils.sparse import BaseSparseEmbedding
 
-if TYPE_CHECKING:
-    from langchain_bge.sparse import BGESparseEmbeddings
+from bge_runtime import Embedder, check_text
 
 __all__ = ["MilvusSparse"]
 
@@ -17,24 +14,24 @@ NOTHING = {0: 1.0}
 
 
 class MilvusSparse(BaseSparseEmbedding):  # type: ignore[misc]
-    """A view of `BGESparseEmbeddings`."""
+    """The sparse output of an embedder."""
 
-    def __init__(self, embeddings: BGESparseEmbeddings) -> None:
+    def __init__(self, embedder: Embedder) -> None:
         """Wrap the object that computes."""
-        self.embeddings = embeddings
+        self.embedder = embedder
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """Embed documents."""
-        return [each or dict(NOTHING) for each in self.embeddings.embed_documents(texts)]
+        return [each or dict(NOTHING) for each in self.embedder.encode_sparse(texts)]
 
     def embed_query(self, query: str) -> dict[int, float]:
         """Embed a query."""
-        return self.embeddings.embed_query(query)
+        return self.embedder.encode_sparse([check_text(query)], role="query")[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """Embed documents without blocking the event loop."""
-        return [each or dict(NOTHING) for each in await self.embeddings.aembed_documents(texts)]
+        return [each or dict(NOTHING) for each in await self.embedder.aencode_sparse(texts)]
 
     async def aembed_query(self, query: str) -> dict[int, float]:
         """Embed a query without blocking the event loop."""
-        return await self.embeddings.aembed_query(query)
+        return (await self.embedder.aencode_sparse([check_text(query)], role="query"))[0]

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from langchain_qdrant import SparseEmbeddings, SparseVector
 
-if TYPE_CHECKING:
-    from langchain_bge.sparse import BGESparseEmbeddings
+from bge_runtime import Embedder, check_text
 
 __all__ = ["QdrantSparse"]
 
 
 class QdrantSparse(SparseEmbeddings):
-    """A view of `BGESparseEmbeddings`."""
+    """The sparse output of an embedder."""
 
-    def __init__(self, embeddings: BGESparseEmbeddings) -> None:
+    def __init__(self, embedder: Embedder) -> None:
         """Wrap the object that computes."""
-        self.embeddings = embeddings
+        self.embedder = embedder
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """Embed documents."""
-        return [_vector(each) for each in self.embeddings.embed_documents(texts)]
+        return [_vector(each) for each in self.embedder.encode_sparse(texts)]
 
     def embed_query(self, text: str) -> SparseVector:
         """Embed a query."""
-        return _vector(self.embeddings.embed_query(text))
+        return _vector(self.embedder.encode_sparse([check_text(text)], role="query")[0])
 
     async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
         """Embed documents without blocking the event loop."""
-        return [_vector(each) for each in await self.embeddings.aembed_documents(texts)]
+        return [_vector(each) for each in await self.embedder.aencode_sparse(texts)]
 
     async def aembed_query(self, text: str) -> SparseVector:
         """Embed a query without blocking the event loop."""
-        return _vector(await self.embeddings.aembed_query(text))
+        return _vector((await self.embedder.aencode_sparse([check_text(text)], role="query"))[0])
 
 
 def _vector(sparse: Mapping[int, float]) -> SparseVector:

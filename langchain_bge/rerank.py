@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import EllipsisType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
@@ -13,7 +13,8 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable, ensur
 from pydantic import Field, PrivateAttr
 
 from bge_runtime import DEFAULT_RERANKER, InputError, Ranked, Ranking, Reranker, UnknownArgumentError, check_text
-from langchain_bge.configured import LOADING_NAMES, ConfiguredModel, Count
+from bge_runtime.fields import Count, LoadingFields, ModelName, RerankerFields, names_of
+from langchain_bge.configured import ConfiguredModel
 
 __all__ = ["BGERerank", "ScoringModel"]
 
@@ -21,57 +22,12 @@ TopN = int | EllipsisType | None
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
 
-class ScoringModel(ConfiguredModel):
-    """Options of a reranker."""
+class ScoringModel(RerankerFields, ConfiguredModel):
+    """Options of a reranker, and that reranker."""
 
-    injected: ClassVar[str] = "reranker"
-    runtime_type: ClassVar[type[Reranker]] = Reranker
-    runtime_names: ClassVar[dict[str, str]] = {
-        "model_name": "model",
-        "normalize": "normalize",
-        "mode": "mode",
-        "weights": "weights",
-        "token_pooling": "token_pooling",
-        "long_document": "long_document",
-        "passage_overlap": "passage_overlap",
-        "vector_cache": "vector_cache",
-        "cutoff_layers": "cutoff_layers",
-        "compress_ratio": "compress_ratio",
-        "compress_layers": "compress_layers",
-        "prompt": "prompt",
-        **{name: name for name in LOADING_NAMES},
-    }
+    runtime_names: ClassVar[dict[str, str]] = names_of(LoadingFields, RerankerFields, model_name="model")
 
-    model_name: str = Field(
-        default=DEFAULT_RERANKER, description="Hub id, name in the model table, or folder. `model` is the same."
-    )
-    normalize: bool = Field(
-        default=True, description="Sigmoid, 0 to 1; False is the raw logit. Late interaction ignores it."
-    )
-    mode: Literal["multi_vector", "sparse", "dense", "hybrid"] | None = Field(
-        default=None, description="What is compared of an embedder's outputs; None is multi_vector."
-    )
-    weights: tuple[float, float, float] | None = Field(
-        default=None, description="Of the dense, sparse and multi-vector score in hybrid; None is 0.4, 0.2, 0.4."
-    )
-    token_pooling: Count = Field(
-        default=1, description="Token vectors of a document merged into one, 1 (off) to 8; for late interaction."
-    )
-    long_document: Literal["truncate", "max_passage"] = Field(
-        default="truncate", description="Read a long document's beginning, or score its best passage."
-    )
-    passage_overlap: Count = Field(default=64, description="Tokens that neighbouring passages share.")
-    vector_cache: Any = Field(
-        default=None, exclude=True, description="Remembers the token vectors of late interaction; not dumped."
-    )
-    cutoff_layers: int | list[int] | None = Field(
-        default=None, description="Layer of a layerwise reranker that scores; None is the last."
-    )
-    compress_ratio: int | None = Field(
-        default=None, description="How many neighbouring tokens a lightweight reranker merges: 1, 2, 4, 8."
-    )
-    compress_layers: list[int] | None = Field(default=None, description="Before which layers it does so; None is 8.")
-    prompt: str | None = Field(default=None, description="Prompt of an LLM reranker; None is the model's own.")
+    model_name: ModelName = DEFAULT_RERANKER
 
     _reranker: Reranker = PrivateAttr()
 

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from types import EllipsisType
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
@@ -19,6 +19,7 @@ from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from bge_runtime import ConfigurationError, UnknownArgumentError
+from bge_runtime.fields import Count
 from langchain_bge.binding import bind_index
 from langchain_bge.fusion import Hit, deduplicated, fused, limited
 from langchain_bge.rerank import BGERerank
@@ -27,7 +28,6 @@ __all__ = ["BGERetriever"]
 
 logger = logging.getLogger("langchain_bge")
 
-Count = Annotated[int, Field(gt=0, strict=True)]
 Source = VectorStore | BaseRetriever
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, PrivateAttr
+from pydantic import PrivateAttr
 
 from bge_runtime import DEFAULT_SPARSE_EMBEDDER, ConfigurationError, Embedder, check_text
-from langchain_bge.configured import LOADING_NAMES, ConfiguredModel
+from bge_runtime.fields import LoadingFields, ModelName, names_of
+from langchain_bge.configured import ConfiguredModel
 
 if TYPE_CHECKING:
     from langchain_milvus.utils.sparse import BaseSparseEmbedding
@@ -71,13 +72,9 @@ class BGESparseEmbeddings(ConfiguredModel):
         ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
     """
 
-    injected: ClassVar[str] = "embedder"
-    runtime_type: ClassVar[type[Embedder]] = Embedder
-    runtime_names: ClassVar[dict[str, str]] = {"model_name": "model", **{name: name for name in LOADING_NAMES}}
+    runtime_names: ClassVar[dict[str, str]] = names_of(LoadingFields, model_name="model")
 
-    model_name: str = Field(
-        default=DEFAULT_SPARSE_EMBEDDER, description="Hub id, name in the model table, or folder. `model` is the same."
-    )
+    model_name: ModelName = DEFAULT_SPARSE_EMBEDDER
 
     _embedder: Embedder = PrivateAttr()
 
@@ -116,7 +113,7 @@ class BGESparseEmbeddings(ConfiguredModel):
             from langchain_bge.qdrant import QdrantSparse
         except ImportError as error:
             raise _missing("for_qdrant()", "langchain-qdrant") from error
-        return QdrantSparse(self)
+        return QdrantSparse(self._embedder)
 
     def for_milvus(self) -> BaseSparseEmbedding:
         """Return the object that `Milvus` takes as an embedding of a sparse field.
@@ -128,7 +125,7 @@ class BGESparseEmbeddings(ConfiguredModel):
             from langchain_bge.milvus import MilvusSparse
         except ImportError as error:
             raise _missing("for_milvus()", "langchain-milvus") from error
-        return MilvusSparse(self)
+        return MilvusSparse(self._embedder)
 
     def _adopt(self, runtime: Embedder | None) -> None:
         self._embedder = runtime or Embedder(**self._runtime_arguments())

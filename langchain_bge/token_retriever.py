@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -23,10 +23,10 @@ from bge_runtime import (
     UnknownArgumentError,
     check_texts,
 )
+from bge_runtime.fields import Count
 
 __all__ = ["BGETokenRetriever"]
 
-Count = Annotated[int, Field(gt=0, strict=True)]
 Scorer = Reranker | Embedder | ModelSpec | str | os.PathLike[str]
 
 

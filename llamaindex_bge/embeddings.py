@@ -17,10 +17,18 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from bge_runtime import DEFAULT_EMBEDDER, ConfigurationError, Embedder, InputError, check_text, check_texts
+from bge_runtime.fields import (
+    DocumentInstruction,
+    EmbedderFields,
+    LoadingFields,
+    ModelName,
+    QueryInstruction,
+    names_of,
+)
 from llamaindex_bge.caching import CachedVectors
 from llamaindex_bge.events import embedding_events
 from llamaindex_bge.identity import is_folder, known_defaults, vector_settings
-from llamaindex_bge.options import LOADING_NAMES, ConfiguredModel, Count, FolderOrName
+from llamaindex_bge.options import ConfiguredModel
 
 __all__ = ["BGEEmbedding"]
 
@@ -30,7 +38,7 @@ Role = Literal["query", "document"]
 WINDOW = 2048
 
 
-class BGEEmbedding(ConfiguredModel, BaseEmbedding):
+class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
     """BGE embeddings for LlamaIndex.
 
     Constructing loads nothing; the first text does. Embedders of one model share one copy of the weights.
@@ -57,50 +65,30 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
     """
 
     _owner: ClassVar[str] = "BGEEmbedding"
-    _injected: ClassVar[str] = "embedder"
-    _runtime_class: ClassVar[type[Any]] = Embedder
-    _runtime_names: ClassVar[dict[str, str]] = {
-        "model_name": "model",
-        "query_instruction": "query_instruction",
-        "text_instruction": "document_instruction",
-        "task": "task",
-        "examples": "examples",
-        "legacy": "legacy",
-        "normalize": "normalize",
-        "truncate_dim": "truncate_dim",
-        "vector_cache": "vector_cache",
-        **{name: name for name in LOADING_NAMES},
-    }
-    _renamed: ClassVar[dict[str, str]] = {
-        **ConfiguredModel._renamed,
+    runtime_names: ClassVar[dict[str, str]] = names_of(
+        LoadingFields,
+        EmbedderFields,
+        model_name="model",
+        query_instruction="query_instruction",
+        text_instruction="document_instruction",
+    )
+    renamed: ClassVar[dict[str, str]] = {
+        **ConfiguredModel.renamed,
         "model": "model_name",
         "show_progress_bar": "show_progress",
         "target_devices": "devices",
         "tokenizer_kwargs": "processor_kwargs",
     }
-    _retired: ClassVar[dict[str, str]] = {
+    retired: ClassVar[dict[str, str]] = {
         "pooling": "Models pool as their authors trained them; base_model= names the family of a fine-tune.",
         "tokenizer_name": "The model's own tokenizer is used; leave it out.",
         "tokenizer": "The model's own tokenizer is used; leave it out.",
         "parallel_process": "One copy of the weights serves all threads of the process; leave it out.",
     }
 
-    model_name: FolderOrName = Field(default=DEFAULT_EMBEDDER, description="Hub id, table name or folder.")
-    query_instruction: str | None = Field(
-        default=None, description="Text before queries; '' for none, None for the model's own."
-    )
-    text_instruction: str | None = Field(
-        default=None, description="Text before documents; '' for none, None for the model's own."
-    )
-    task: str | None = Field(default=None, description="Named pair of instructions, where a model has them.")
-    examples: list[dict[str, str]] | None = Field(
-        default=None, description="In-context examples before queries (bge-en-icl): instruct, query, response."
-    )
-    legacy: bool = Field(
-        default=False, description="Read texts as HuggingFaceBgeEmbeddings did: for indexes that it filled."
-    )
-    normalize: bool | None = Field(default=None, description="L2-normalise; None is the model's own.")
-    truncate_dim: Count | None = Field(default=None, description="Keep this many leading dimensions.")
+    model_name: ModelName = DEFAULT_EMBEDDER
+    query_instruction: QueryInstruction = None
+    text_instruction: DocumentInstruction = None
     embed_batch_size: int = Field(
         default=WINDOW,
         gt=0,
@@ -115,10 +103,6 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         default=None, exclude=True, description="Key-value store of vectors, keyed by model, role and text."
     )
 
-    vector_cache: Any | None = Field(
-        default=None, exclude=True, description="A bge_runtime.VectorCache, or the path of its file."
-    )
-
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, model_name: Any = None, *, embedder: Embedder | None = None, **options: Any) -> None:
@@ -131,7 +115,8 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
                 f"embeddings_cache={store!r} is not a BaseKVStore. Pass one, such as SimpleKVStore()."
             )
         super().__init__(**arguments)
-        self._embedder = embedder or self._runtime_class(**self._runtime_arguments())
+        self._embedder = embedder or self.runtime_type(**self._runtime_arguments())
+        # Past our own __setattr__, which refuses these fields, and past `model_fields_set`: nobody has set them.
         self.__dict__.update(known_defaults(self._embedder))
 
     @property
@@ -156,7 +141,7 @@ class BGEEmbedding(ConfiguredModel, BaseEmbedding):
         if is_folder(self.model_name):
             identity = {"identity": self._embedder.identity}
         elif self.adapter is not None and is_folder(self.adapter):
-            identity = {"identity": self._embedder.source.adapter_digest}  # asks for no file of the model
+            identity = {"identity": self._embedder.adapter_digest}  # asks for no file of the model
         return {**settings, **identity, "class_name": self.class_name()}
 
     @classmethod

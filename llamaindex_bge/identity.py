@@ -35,7 +35,7 @@ def vector_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
         settings["legacy"] = True
     if fields.get("adapter"):
         settings["adapter"] = fields["adapter"]
-    if str(fields.get("precision")).removeprefix("torch.") == "int8":
+    if fields.get("precision") == "int8":
         settings["precision"] = "int8"
     for name in LOADER_FIELDS:
         given = {key: value for key, value in (fields.get(name) or {}).items() if key not in NUMERIC_KWARGS}
@@ -46,7 +46,7 @@ def vector_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def known_defaults(embedder: Embedder) -> dict[str, Any]:
     """Return what the model's own defaults come to, where nothing has to be fetched to know."""
-    if embedder.source.known_spec is None:
+    if embedder.known_spec is None:
         return {}
     return {
         "query_instruction": embedder.query_instruction,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from llama_index.vector_stores.milvus.utils import BaseSparseEmbeddingFunction
 
-if TYPE_CHECKING:
-    from llamaindex_bge.sparse import BGESparseEmbedding
+from bge_runtime import Embedder
 
 __all__ = ["MilvusSparse"]
 
@@ -19,24 +16,24 @@ NOTHING = {0: 1.0}
 
 
 class MilvusSparse(BaseSparseEmbeddingFunction):  # type: ignore[misc]
-    """A view of `BGESparseEmbedding`."""
+    """The sparse output of an embedder."""
 
-    def __init__(self, embedding: BGESparseEmbedding) -> None:
+    def __init__(self, embedder: Embedder) -> None:
         """Wrap the object that computes."""
-        self.embedding = embedding
+        self.embedder = embedder
 
     def encode_queries(self, queries: list[str]) -> list[Sparse]:
         """Embed queries."""
-        return self.embedding.embedder.encode_sparse(queries, role="query")
+        return self.embedder.encode_sparse(queries, role="query")
 
     def encode_documents(self, documents: list[str]) -> list[Sparse]:
         """Embed documents."""
-        return [each or dict(NOTHING) for each in self.embedding.embedder.encode_sparse(documents)]
+        return [each or dict(NOTHING) for each in self.embedder.encode_sparse(documents)]
 
     async def async_encode_queries(self, queries: list[str]) -> list[Sparse]:
         """Embed queries without blocking the event loop."""
-        return await self.embedding.embedder.aencode_sparse(queries, role="query")
+        return await self.embedder.aencode_sparse(queries, role="query")
 
     async def async_encode_documents(self, documents: list[str]) -> list[Sparse]:
         """Embed documents without blocking the event loop."""
-        return [each or dict(NOTHING) for each in await self.embedding.embedder.aencode_sparse(documents)]
+        return [each or dict(NOTHING) for each in await self.embedder.aencode_sparse(documents)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from llama_index.core.base.embeddings.base import Embedding
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import ImageType
 
 from bge_runtime import VisionEmbedder
+from bge_runtime.fields import ModelName
 from llamaindex_bge.embeddings import BGEEmbedding
-from llamaindex_bge.options import FolderOrName
 
 __all__ = ["BGEMultiModalEmbedding"]
 
@@ -43,9 +43,9 @@ class BGEMultiModalEmbedding(BGEEmbedding, MultiModalEmbedding):
     """
 
     _owner: ClassVar[str] = "BGEMultiModalEmbedding"
-    _runtime_class: ClassVar[type[Any]] = VisionEmbedder
+    runtime_type: ClassVar[type[Any]] = VisionEmbedder
 
-    model_name: FolderOrName = Field(default="BAAI/BGE-VL-base", description="Hub id, table name or folder.")
+    model_name: ModelName = "BAAI/BGE-VL-base"
 
     _embedder: VisionEmbedder = PrivateAttr()
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from bge_runtime import DEFAULT_RERANKER, InputError, Ranking, Reranker, check_text
+from bge_runtime.fields import Count, LoadingFields, ModelName, RerankerFields, names_of
 from llamaindex_bge.events import rerank_events
-from llamaindex_bge.options import LOADING_NAMES, ConfiguredModel, Count, FolderOrName
+from llamaindex_bge.options import ConfiguredModel
 
 __all__ = ["BGERerank"]
 
@@ -21,7 +22,15 @@ RETRIEVAL_SCORE = "retrieval_score"
 PARTIAL = "partial_ranking"
 
 
-class BGERerank(ConfiguredModel, BaseNodePostprocessor):
+class Limited(ConfiguredModel):
+    """What returns the best of a model's scores; a class of its own, so that its fields stay where they are in dumps."""
+
+    model: ModelName = DEFAULT_RERANKER
+    top_n: Count | None = Field(default=2, description="How many nodes to return; None is all.")
+    score_threshold: float | None = Field(default=None, description="Lowest score to return; None is any.")
+
+
+class BGERerank(RerankerFields, Limited, BaseNodePostprocessor):
     """Rerank retrieved nodes with a BGE reranker, or by late interaction with an embedder.
 
     Returns new `NodeWithScore` objects, best first; the nodes that come in stay as they are. Nodes are read
@@ -47,59 +56,13 @@ class BGERerank(ConfiguredModel, BaseNodePostprocessor):
     """
 
     _owner: ClassVar[str] = "BGERerank"
-    _injected: ClassVar[str] = "reranker"
-    _runtime_class: ClassVar[type[Any]] = Reranker
-    _runtime_names: ClassVar[dict[str, str]] = {
-        "model": "model",
-        "normalize": "normalize",
-        "mode": "mode",
-        "weights": "weights",
-        "token_pooling": "token_pooling",
-        "long_document": "long_document",
-        "passage_overlap": "passage_overlap",
-        "vector_cache": "vector_cache",
-        "cutoff_layers": "cutoff_layers",
-        "compress_ratio": "compress_ratio",
-        "compress_layers": "compress_layers",
-        "prompt": "prompt",
-        **{name: name for name in LOADING_NAMES},
-    }
-    _renamed: ClassVar[dict[str, str]] = {**ConfiguredModel._renamed, "model_name": "model"}
-    _retired: ClassVar[dict[str, str]] = {
+    runtime_names: ClassVar[dict[str, str]] = names_of(LoadingFields, RerankerFields, model="model")
+    renamed: ClassVar[dict[str, str]] = {**ConfiguredModel.renamed, "model_name": "model"}
+    retired: ClassVar[dict[str, str]] = {
         "use_fp16": "Pass precision='float16'.",
         "cross_encoder_kwargs": "Pass its entries as arguments of their own: max_length=, model_kwargs=, ...",
     }
 
-    model: FolderOrName = Field(default=DEFAULT_RERANKER, description="Hub id, table name or folder.")
-    top_n: Count | None = Field(default=2, description="How many nodes to return; None is all.")
-    score_threshold: float | None = Field(default=None, description="Lowest score to return; None is any.")
-    normalize: bool = Field(
-        default=True, description="Sigmoid, 0 to 1; False is the raw logit. Late interaction ignores it."
-    )
-    mode: Literal["multi_vector", "sparse", "dense", "hybrid"] | None = Field(
-        default=None, description="What is compared of an embedder's outputs; None is multi_vector."
-    )
-    weights: tuple[float, float, float] | None = Field(
-        default=None, description="Of the dense, sparse and multi-vector score in hybrid; None is 0.4, 0.2, 0.4."
-    )
-    token_pooling: Count = Field(
-        default=1, description="Token vectors of a document merged into one, 1 (off) to 8; for late interaction."
-    )
-    long_document: Literal["truncate", "max_passage"] = Field(
-        default="truncate", description="Read a long document's beginning, or score its best passage."
-    )
-    passage_overlap: Count = Field(default=64, description="Tokens that neighbouring passages share.")
-    vector_cache: Any | None = Field(
-        default=None, exclude=True, description="Remembers the token vectors of late interaction; not dumped."
-    )
-    cutoff_layers: int | list[int] | None = Field(
-        default=None, description="Layer of a layerwise reranker that scores; None is the last."
-    )
-    compress_ratio: int | None = Field(
-        default=None, description="How many neighbouring tokens a lightweight reranker merges: 1, 2, 4, 8."
-    )
-    compress_layers: list[int] | None = Field(default=None, description="Before which layers it does so; None is 8.")
-    prompt: str | None = Field(default=None, description="Prompt of an LLM reranker; None is the model's own.")
     time_budget_s: float | None = Field(
         default=None,
         gt=0,

@@ -9,7 +9,8 @@ from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, Sp
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
 from bge_runtime import DEFAULT_SPARSE_EMBEDDER, ConfigurationError, Embedder
-from llamaindex_bge.options import LOADING_NAMES, ConfiguredModel, FolderOrName
+from bge_runtime.fields import LoadingFields, ModelName, names_of
+from llamaindex_bge.options import ConfiguredModel
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.milvus.utils import BaseSparseEmbeddingFunction
@@ -56,12 +57,10 @@ class BGESparseEmbedding(ConfiguredModel, BaseSparseEmbedding):
     """
 
     _owner: ClassVar[str] = "BGESparseEmbedding"
-    _injected: ClassVar[str] = "embedder"
-    _runtime_class: ClassVar[type[Any]] = Embedder
-    _runtime_names: ClassVar[dict[str, str]] = {"model_name": "model", **{name: name for name in LOADING_NAMES}}
-    _renamed: ClassVar[dict[str, str]] = {**ConfiguredModel._renamed, "model": "model_name"}
+    runtime_names: ClassVar[dict[str, str]] = names_of(LoadingFields, model_name="model")
+    renamed: ClassVar[dict[str, str]] = {**ConfiguredModel.renamed, "model": "model_name"}
 
-    model_name: FolderOrName = Field(default=DEFAULT_SPARSE_EMBEDDER, description="Hub id, table name or folder.")
+    model_name: ModelName = DEFAULT_SPARSE_EMBEDDER
     embed_batch_size: int = Field(
         default=WINDOW,
         gt=0,
@@ -110,7 +109,7 @@ class BGESparseEmbedding(ConfiguredModel, BaseSparseEmbedding):
                 "for_milvus() needs llama-index-vector-stores-milvus. "
                 "Install it with: pip install llama-index-vector-stores-milvus"
             ) from error
-        return MilvusSparse(self)
+        return MilvusSparse(self._embedder)
 
     def _get_query_embedding(self, query: str) -> SparseEmbedding:
         return self._embedder.encode_sparse([query], role="query")[0]

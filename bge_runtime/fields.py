@@ -1,0 +1,277 @@
+"""Options that the adapters share: pydantic fields, and the rules for the arguments that fill them.
+
+For framework packages, which bring pydantic along. The runtime does without it, so nothing here imports this module.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from bge_runtime import ConfigurationError, Embedder, Reranker, UnknownArgumentError
+
+__all__ = [
+    "Arguments",
+    "Count",
+    "DocumentInstruction",
+    "EmbedderFields",
+    "LoadingFields",
+    "ModelName",
+    "QueryInstruction",
+    "RerankerFields",
+    "names_of",
+    "plain",
+    "refuse_retired",
+]
+
+Count = Annotated[int, Field(gt=0, strict=True)]
+
+# Types, not fields of the classes below: the frameworks call them differently, or want them at another place in dumps.
+ModelName = Annotated[str, Field(description="Hub id, name in the model table, or folder.")]
+QueryInstruction = Annotated[
+    str | None, Field(description="Text before queries; '' for none, None for the model's own.")
+]
+DocumentInstruction = Annotated[
+    str | None, Field(description="Text before documents; '' for none, None for the model's own.")
+]
+
+
+class LoadingFields(BaseModel):
+    """Which weights to load and how to run them; the base of every adapter class.
+
+    Dumps list fields by class, bases first and the last base first of all; a field that a subclass declares anew
+    keeps its place. What a class changes in that order, it changes in the dumps of its users.
+
+    Attributes:
+        injected: Name of the argument that takes a runtime object in place of options.
+        runtime_type: Class of that object.
+        runtime_names: Field -> the runtime's argument.
+        settled: Further fields that describe the runtime object.
+        renamed: Other names of arguments -> field.
+        retired: Arguments of other integrations that have no counterpart -> what to do instead.
+    """
+
+    model_config = ConfigDict(protected_namespaces=())  # model_kwargs
+
+    injected: ClassVar[str] = "embedder"
+    runtime_type: ClassVar[type[Any]] = Embedder
+    runtime_names: ClassVar[Mapping[str, str]]
+    settled: ClassVar[tuple[str, ...]] = ()
+    renamed: ClassVar[Mapping[str, str]] = {"dtype": "precision", "torch_dtype": "precision"}
+    retired: ClassVar[Mapping[str, str]] = {}
+
+    max_length: Count | None = Field(default=None, description="Longest input in tokens; None is the model's own.")
+    truncation: Literal["silent", "warn", "error"] = Field(
+        default="warn", description="What happens when a text is longer than max_length."
+    )
+    device: str | None = Field(default=None, description="cpu, cuda, cuda:N or mps; None chooses.")
+    precision: str | None = Field(default=None, description="float32, float16, bfloat16 or int8; None chooses.")
+    backend: str = Field(default="auto", description="packed, torch, onnx, openvino, llm; auto chooses.")
+    calibration: str | None = Field(default=None, description="File of texts that calibrate an int8 export.")
+    devices: list[str] | None = Field(default=None, description="Devices that each hold a replica.")
+    keep_alive_s: float | None = Field(default=None, description="Seconds until idle weights are freed; None never.")
+    batch_size: Count | None = Field(default=None, description="Most texts in one forward pass.")
+    batch_tokens: Count | None = Field(default=None, description="Most padded tokens in one forward pass.")
+    show_progress: bool = Field(default=False, description="Whether calls show a progress bar.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of the hub repository.")
+    token: str | None = Field(default=None, exclude=True, repr=False, description="Hub token; never dumped or pickled.")
+    cache_folder: str | None = Field(
+        default=None, description="Folder of downloaded models; None is the Hugging Face cache."
+    )
+    local_files_only: bool = Field(default=False, description="Whether to leave the network alone.")
+    trust_remote_code: bool = Field(default=False, description="Whether to run the repository's Python code.")
+    base_model: str | None = Field(
+        default=None, description="Model of the table whose instructions and pooling a fine-tune inherits."
+    )
+    adapter: str | None = Field(default=None, description="LoRA adapter: a folder that peft saved, or a hub id.")
+    model_kwargs: dict[str, Any] | None = Field(default=None, description="For the weights' loader.")
+    processor_kwargs: dict[str, Any] | None = Field(default=None, description="For the tokenizer's loader.")
+    config_kwargs: dict[str, Any] | None = Field(default=None, description="For the configuration's loader.")
+
+    def __init__(self, **options: Any) -> None:
+        """Validate the fields; pydantic's error becomes a `ConfigurationError`."""
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise ConfigurationError.from_validation(type(self).__name__, error.errors()) from error
+
+    @classmethod
+    def _read(cls, given: Mapping[str, Any], apart: Container[str] = ()) -> Arguments:
+        """Return the arguments by field; those called as in `apart` are left to the caller.
+
+        Raises:
+            UnknownArgumentError: An argument does not exist.
+            ConfigurationError: One has no counterpart here, or two contradict each other.
+        """
+        valid = {*cls.model_fields, *cls.renamed, cls.injected}
+        UnknownArgumentError.check(cls.__name__, given.keys() - cls.retired.keys(), valid)
+        arguments = Arguments(cls.__name__)
+        for name, value in given.items():
+            if name in cls.retired:
+                refuse_retired(cls.__name__, name, value, cls.retired[name])
+            elif name not in apart:
+                arguments.add(cls.renamed.get(name, name), value, name)
+        return arguments
+
+    @classmethod
+    def _completed(cls, values: Mapping[str, Any], runtime: Any) -> dict[str, Any]:
+        """Return the values, and those that describe an injected runtime object.
+
+        Raises:
+            ConfigurationError: It is something else, or one of the values is not for it to take.
+        """
+        if runtime is None:
+            return dict(values)
+        owner, injected = cls.__name__, cls.injected
+        if not isinstance(runtime, cls.runtime_type):
+            wanted = f"bge_runtime.{cls.runtime_type.__name__}"
+            raise ConfigurationError(f"{owner} got {injected}={runtime!r}. Pass a {wanted}, or name the model instead.")
+        both = sorted(name for name in {*cls.runtime_names, *cls.settled} if values.get(name) is not None)
+        if both:
+            raise ConfigurationError(
+                f"{owner} got {injected}= together with {', '.join(map(repr, both))}, which the {injected} settles. "
+                f"Pass them to the {injected}, or leave {injected}= out."
+            )
+        return {**values, **cls._description(runtime)}
+
+    @classmethod
+    def _description(cls, runtime: Any) -> dict[str, Any]:
+        options = {**runtime.options(), "model": runtime.model}
+        return {ours: options[theirs] for ours, theirs in cls.runtime_names.items() if theirs in options}
+
+    def _runtime_arguments(self) -> dict[str, Any]:
+        return {theirs: getattr(self, ours) for ours, theirs in self.runtime_names.items()}
+
+
+class EmbedderFields(BaseModel):
+    """What embedders have beyond loading; the two instructions are the adapters' own fields."""
+
+    task: str | None = Field(default=None, description="Named pair of instructions, where a model has them.")
+    examples: list[dict[str, str]] | None = Field(
+        default=None, description="In-context examples before queries (bge-en-icl): instruct, query, response."
+    )
+    legacy: bool = Field(
+        default=False, description="Read texts as HuggingFaceBgeEmbeddings did: for indexes that it filled."
+    )
+    normalize: bool | None = Field(default=None, description="L2-normalise; None is the model's own.")
+    truncate_dim: Count | None = Field(default=None, description="Keep this many leading dimensions.")
+    vector_cache: Any = Field(
+        default=None, exclude=True, description="A bge_runtime.VectorCache or the path of its file; not dumped."
+    )
+
+
+class RerankerFields(BaseModel):
+    """What rerankers have beyond loading."""
+
+    injected: ClassVar[str] = "reranker"
+    runtime_type: ClassVar[type[Any]] = Reranker
+
+    normalize: bool = Field(
+        default=True, description="Sigmoid, 0 to 1; False is the raw logit. Late interaction ignores it."
+    )
+    mode: Literal["multi_vector", "sparse", "dense", "hybrid"] | None = Field(
+        default=None, description="What is compared of an embedder's outputs; None is multi_vector."
+    )
+    weights: tuple[float, float, float] | None = Field(
+        default=None, description="Of the dense, sparse and multi-vector score in hybrid; None is 0.4, 0.2, 0.4."
+    )
+    token_pooling: Count = Field(
+        default=1, description="Token vectors of a document merged into one, 1 (off) to 8; for late interaction."
+    )
+    long_document: Literal["truncate", "max_passage"] = Field(
+        default="truncate", description="Read a long document's beginning, or score its best passage."
+    )
+    passage_overlap: Count = Field(default=64, description="Tokens that neighbouring passages share.")
+    vector_cache: Any = Field(
+        default=None, exclude=True, description="Remembers the token vectors of late interaction; not dumped."
+    )
+    cutoff_layers: int | list[int] | None = Field(
+        default=None, description="Layer of a layerwise reranker that scores; None is the last."
+    )
+    compress_ratio: int | None = Field(
+        default=None, description="How many neighbouring tokens a lightweight reranker merges: 1, 2, 4, 8."
+    )
+    compress_layers: list[int] | None = Field(default=None, description="Before which layers it does so; None is 8.")
+    prompt: str | None = Field(default=None, description="Prompt of an LLM reranker; None is the model's own.")
+
+
+class Arguments:
+    """Values by field; a second, different value for a field is an error that names both places.
+
+    Attributes:
+        owner: Class name shown in messages.
+        values: What was given, by field.
+    """
+
+    def __init__(self, owner: str) -> None:
+        """Start without values.
+
+        Args:
+            owner: Class name shown in messages.
+        """
+        self.owner = owner
+        self.values: dict[str, Any] = {}
+        self._origins: dict[str, str] = {}
+
+    def add(self, field: str, value: Any, origin: str) -> None:
+        """Take a value; `None` leaves another value of the field as it is.
+
+        Args:
+            field: The field that it is for.
+            value: As the caller gave it.
+            origin: The caller's name for the argument.
+
+        Raises:
+            ConfigurationError: The field has another value already.
+        """
+        value, known = plain(field, value), self.values.get(field)
+        if known is None:
+            self.values[field] = value
+            self._origins[field] = origin
+        elif value is not None and value != known:
+            first, second = ("a token" if field == "token" else repr(each) for each in (known, value))
+            raise ConfigurationError(
+                f"{self.owner} got two values for {field!r}: {self._origins[field]}={first} and {origin}={second} "
+                "contradict each other. Pass one of them."
+            )
+
+
+def names_of(*groups: type[BaseModel], **others: str) -> dict[str, str]:
+    """Return the runtime's argument of each field.
+
+    Args:
+        *groups: Classes whose fields are called as the runtime's arguments are.
+        **others: Field and argument where the names differ.
+    """
+    return {**others, **{name: name for group in groups for name in group.model_fields}}
+
+
+def plain(field: str, value: Any) -> Any:
+    """Return what a field holds for the objects of other libraries that callers pass: paths, torch's, secrets."""
+    if field in ("model", "model_name", "cache_folder", "calibration", "adapter") and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if field in ("device", "precision") and value is not None:
+        return str(value).removeprefix("torch.")
+    if field == "token":
+        # True asks the hub's client for the token that is stored on this machine, as None does.
+        return None if value is True else value.get_secret_value() if isinstance(value, SecretStr) else value
+    return value
+
+
+def refuse_retired(owner: str, name: str, value: Any, advice: str) -> None:
+    """Raise for an argument of another integration that has no counterpart.
+
+    Args:
+        owner: Class name shown in the message.
+        name: The argument.
+        value: Its value. `None`, `False` and empty ones are the defaults there, and ask for nothing.
+        advice: What to do instead.
+
+    Raises:
+        ConfigurationError: `value` asks for something.
+    """
+    if value:
+        raise ConfigurationError(f"{owner} does not take {name}={value!r}. {advice}")

@@ -52,11 +52,6 @@ class Model(ABC):
         return spec
 
     @property
-    def known_spec(self) -> ModelSpec | None:
-        """Facts about the model where nothing has to be fetched to know them, else `None`."""
-        return self.source.known_spec
-
-    @property
     def adapter_digest(self) -> str | None:
         """SHA-256 that names the LoRA adapter's weights, wherever they are stored; `None` without one."""
         return self.source.adapter_digest

@@ -127,7 +127,7 @@ class ConfiguredModel(LoadingFields, Named):
     @classmethod
     def _description(cls, runtime: Any) -> dict[str, Any]:
         described = super()._description(runtime)
-        loader = described["model_kwargs"]
+        loader = described.get("model_kwargs")  # none where an embedder was handed to the reranker
         return {**described, "model_kwargs": {"model_kwargs": loader} if loader else {}}
 
     def _runtime_arguments(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ PARTIAL = "partial_ranking"
 
 
 class Limited(ConfiguredModel):
-    """What returns the best of a model's scores; a class of its own, so that its fields stay where they are in dumps."""
+    """What returns the best of a model's scores; a class of its own, so that its fields keep their place in dumps."""
 
     model: ModelName = DEFAULT_RERANKER
     top_n: Count | None = Field(default=2, description="How many nodes to return; None is all.")

@@ -73,6 +73,7 @@ def test_the_instruction_question_finds_its_section_first(bge, embedder):
     assert second.stdout == first.stdout
 
 
+@pytest.mark.slow
 def test_eight_of_ten_questions_find_their_section_first(misses):
     missed = misses(ASKED["questions"])
 

@@ -6,10 +6,10 @@ For framework packages, which bring pydantic along. The runtime does without it,
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
 from bge_runtime import ConfigurationError, Embedder, Reranker, UnknownArgumentError
 
@@ -22,12 +22,13 @@ __all__ = [
     "ModelName",
     "QueryInstruction",
     "RerankerFields",
+    "Seconds",
     "names_of",
     "plain",
-    "refuse_retired",
 ]
 
 Count = Annotated[int, Field(gt=0, strict=True)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
 # Types, not fields of the classes below: the frameworks call them differently, or want them at another place in dumps.
 ModelName = Annotated[str, Field(description="Hub id, name in the model table, or folder.")]
@@ -43,7 +44,8 @@ class LoadingFields(BaseModel):
     """Which weights to load and how to run them; the base of every adapter class.
 
     Dumps list fields by class, bases first and the last base first of all; a field that a subclass declares anew
-    keeps its place. What a class changes in that order, it changes in the dumps of its users.
+    keeps its place. Of two direct bases with a field of one name, pydantic takes the first one's, whatever the
+    second's ancestors say: hence the groups of fields below are no subclasses of this one.
 
     Attributes:
         injected: Name of the argument that takes a runtime object in place of options.
@@ -91,6 +93,8 @@ class LoadingFields(BaseModel):
     processor_kwargs: dict[str, Any] | None = Field(default=None, description="For the tokenizer's loader.")
     config_kwargs: dict[str, Any] | None = Field(default=None, description="For the configuration's loader.")
 
+    _runtime: Any = PrivateAttr()
+
     def __init__(self, **options: Any) -> None:
         """Validate the fields; pydantic's error becomes a `ConfigurationError`."""
         try:
@@ -99,20 +103,20 @@ class LoadingFields(BaseModel):
             raise ConfigurationError.from_validation(type(self).__name__, error.errors()) from error
 
     @classmethod
-    def _read(cls, given: Mapping[str, Any], apart: Container[str] = ()) -> Arguments:
-        """Return the arguments by field; those called as in `apart` are left to the caller.
+    def _read(cls, given: Mapping[str, Any]) -> Arguments:
+        """Return a caller's arguments by field.
 
         Raises:
             UnknownArgumentError: An argument does not exist.
             ConfigurationError: One has no counterpart here, or two contradict each other.
         """
-        valid = {*cls.model_fields, *cls.renamed, cls.injected}
-        UnknownArgumentError.check(cls.__name__, given.keys() - cls.retired.keys(), valid)
-        arguments = Arguments(cls.__name__)
+        owner, valid = cls.__name__, {*cls.model_fields, *cls.renamed, cls.injected}
+        UnknownArgumentError.check(owner, given.keys() - cls.retired.keys(), valid)
+        arguments = Arguments(owner)
         for name, value in given.items():
             if name in cls.retired:
-                refuse_retired(cls.__name__, name, value, cls.retired[name])
-            elif name not in apart:
+                arguments.refuse(name, value, cls.retired[name])
+            else:
                 arguments.add(cls.renamed.get(name, name), value, name)
         return arguments
 
@@ -162,6 +166,13 @@ class EmbedderFields(BaseModel):
         default=None, exclude=True, description="A bge_runtime.VectorCache or the path of its file; not dumped."
     )
 
+    _runtime: Embedder = PrivateAttr()
+
+    @property
+    def embedder(self) -> Embedder:
+        """The runtime object that does the work."""
+        return self._runtime
+
 
 class RerankerFields(BaseModel):
     """What rerankers have beyond loading."""
@@ -197,21 +208,19 @@ class RerankerFields(BaseModel):
     compress_layers: list[int] | None = Field(default=None, description="Before which layers it does so; None is 8.")
     prompt: str | None = Field(default=None, description="Prompt of an LLM reranker; None is the model's own.")
 
+    _runtime: Reranker = PrivateAttr()
+
+    @property
+    def reranker(self) -> Reranker:
+        """The runtime object that does the work."""
+        return self._runtime
+
 
 class Arguments:
-    """Values by field; a second, different value for a field is an error that names both places.
-
-    Attributes:
-        owner: Class name shown in messages.
-        values: What was given, by field.
-    """
+    """Values by field; a second, different value for a field is an error that names both places."""
 
     def __init__(self, owner: str) -> None:
-        """Start without values.
-
-        Args:
-            owner: Class name shown in messages.
-        """
+        """Start without values, for a class of that name."""
         self.owner = owner
         self.values: dict[str, Any] = {}
         self._origins: dict[str, str] = {}
@@ -238,15 +247,25 @@ class Arguments:
                 "contradict each other. Pass one of them."
             )
 
+    def refuse(self, origin: str, value: Any, advice: str) -> None:
+        """Refuse an argument of other integrations; their defaults are empty, which asks for nothing, and pass.
+
+        Args:
+            origin: The caller's name for the argument.
+            value: As the caller gave it.
+            advice: What to do instead.
+
+        Raises:
+            ConfigurationError: It has a value.
+        """
+        if value:
+            raise ConfigurationError(f"{self.owner} does not take {origin}={value!r}. {advice}")
+
 
 def names_of(*groups: type[BaseModel], **others: str) -> dict[str, str]:
-    """Return the runtime's argument of each field.
-
-    Args:
-        *groups: Classes whose fields are called as the runtime's arguments are.
-        **others: Field and argument where the names differ.
-    """
-    return {**others, **{name: name for group in groups for name in group.model_fields}}
+    """Return the runtime's argument of each loading field, of those of `groups` (the same names) and of `others`."""
+    shared: list[type[BaseModel]] = [LoadingFields, *groups]
+    return {**others, **{name: name for group in shared for name in group.model_fields}}
 
 
 def plain(field: str, value: Any) -> Any:
@@ -259,19 +278,3 @@ def plain(field: str, value: Any) -> Any:
         # True asks the hub's client for the token that is stored on this machine, as None does.
         return None if value is True else value.get_secret_value() if isinstance(value, SecretStr) else value
     return value
-
-
-def refuse_retired(owner: str, name: str, value: Any, advice: str) -> None:
-    """Raise for an argument of another integration that has no counterpart.
-
-    Args:
-        owner: Class name shown in the message.
-        name: The argument.
-        value: Its value. `None`, `False` and empty ones are the defaults there, and ask for nothing.
-        advice: What to do instead.
-
-    Raises:
-        ConfigurationError: `value` asks for something.
-    """
-    if value:
-        raise ConfigurationError(f"{owner} does not take {name}={value!r}. {advice}")

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from bge_runtime import ConfigurationError, UnknownArgumentError
-from bge_runtime.fields import Arguments, plain, refuse_retired
+from bge_runtime.fields import Arguments, plain
 
 __all__ = ["NESTED", "query_options", "read_nested"]
 
@@ -65,12 +65,7 @@ NESTED = ("model_kwargs", "encode_kwargs", "query_encode_kwargs")
 
 
 def read_nested(arguments: Arguments, given: Mapping[str, Any], fields: Container[str]) -> None:
-    """Add what the dictionaries called as in `NESTED` hold.
-
-    Args:
-        arguments: What was given beside them.
-        given: The caller's arguments.
-        fields: Fields of the class.
+    """Add to the arguments what nested dictionaries hold, for a class with these fields.
 
     Raises:
         UnknownArgumentError: A key does not exist.
@@ -103,7 +98,7 @@ def _read_model_kwargs(arguments: Arguments, entries: Mapping[str, Any], fields:
         elif key in names:
             arguments.add(names[key], value, origin)
         else:
-            refuse_retired(owner, origin, value, RETIRED_MODEL_KWARGS[key])
+            arguments.refuse(origin, value, RETIRED_MODEL_KWARGS[key])
     if loader:
         arguments.values["model_kwargs"] = {"model_kwargs": loader}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
@@ -11,7 +10,7 @@ from langchain_core.utils import secret_from_env
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
 from bge_runtime import ModelSpec
-from bge_runtime.fields import LoadingFields, ModelName
+from bge_runtime.fields import Arguments, LoadingFields, ModelName
 from langchain_bge.arguments import NESTED, read_nested
 
 __all__ = ["ConfiguredModel"]
@@ -52,15 +51,13 @@ class ConfiguredModel(LoadingFields, Named):
         """Check the options; load nothing."""
         given = options if model is None else {"model": model, **options}
         runtime = given.pop(self.injected, None)
-        arguments = self._read(given, apart=NESTED)
-        read_nested(arguments, given, type(self).model_fields)
-        values = self._completed(arguments.values, runtime)
+        values = self._completed(self._read(given).values, runtime)
         model = values.get("model_name")
         # The field holds a name, because a spec has no place in a dump.
         super().__init__(**(values | {"model_name": model.id} if isinstance(model, ModelSpec) else values))
         self._model = model if isinstance(model, ModelSpec) else self.model_name
         self._is_injected = runtime is not None
-        self._adopt(runtime)
+        self._runtime = runtime or self.runtime_type(**self._runtime_arguments())
 
     @property
     def model(self) -> str:
@@ -116,18 +113,21 @@ class ConfiguredModel(LoadingFields, Named):
         yield from settled.items()
         yield from ((name, value) for name, value in super().__repr_args__() if name not in settled and value != {})
 
-    @abstractmethod
-    def _adopt(self, runtime: Any) -> None:
-        """Take the runtime object, or build one when it is `None`."""
-
     def _resolved(self) -> dict[str, Any]:
         """Return settings in force, for `repr`; must not fetch anything."""
         return {}
 
     @classmethod
+    def _read(cls, given: Mapping[str, Any]) -> Arguments:
+        nested = {name: given[name] for name in NESTED if name in given and name in cls.model_fields}
+        arguments = super()._read({name: value for name, value in given.items() if name not in nested})
+        read_nested(arguments, nested, cls.model_fields)
+        return arguments
+
+    @classmethod
     def _description(cls, runtime: Any) -> dict[str, Any]:
         described = super()._description(runtime)
-        loader = described.get("model_kwargs")  # none where an embedder was handed to the reranker
+        loader = described.get("model_kwargs")  # which a reranker over an embedder leaves to that
         return {**described, "model_kwargs": {"model_kwargs": loader} if loader else {}}
 
     def _runtime_arguments(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class ConfiguredModel(LoadingFields, Named):
             return {**values, "model_name": self._model}
         described = {*self.runtime_names, *NESTED}
         kept = {name: value for name, value in values.items() if name not in described}
-        return {**kept, self.injected: getattr(self, self.injected)}
+        return {**kept, self.injected: self._runtime}
 
     def _changed(self, update: Mapping[str, Any]) -> Self:
         renamed = {self.renamed.get(name, name): value for name, value in update.items()}

@@ -41,10 +41,10 @@ class BGECrossEncoder(ScoringModel, BaseCrossEncoder):
         Raises:
             InputError: A pair is not two strings.
         """
-        scores: list[float] = self._reranker.score_pairs(text_pairs).tolist()
+        scores: list[float] = self.reranker.score_pairs(text_pairs).tolist()
         return scores
 
     async def ascore(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Score pairs without blocking the event loop; see `score`."""
-        scores: list[float] = (await self._reranker.ascore_pairs(text_pairs)).tolist()
+        scores: list[float] = (await self.reranker.ascore_pairs(text_pairs)).tolist()
         return scores

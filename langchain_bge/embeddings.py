@@ -10,14 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 
 from bge_runtime import DEFAULT_EMBEDDER, ConfigurationError, Embedder, VisionEmbedder, check_text
-from bge_runtime.fields import (
-    DocumentInstruction,
-    EmbedderFields,
-    LoadingFields,
-    ModelName,
-    QueryInstruction,
-    names_of,
-)
+from bge_runtime.fields import DocumentInstruction, EmbedderFields, ModelName, QueryInstruction, names_of
 from langchain_bge.arguments import query_options
 from langchain_bge.configured import ConfiguredModel
 
@@ -88,7 +81,6 @@ class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
     """
 
     runtime_names: ClassVar[dict[str, str]] = names_of(
-        LoadingFields,
         EmbedderFields,
         model_name="model",
         query_instruction="query_instruction",
@@ -113,14 +105,14 @@ class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
         default_factory=dict, description="What holds for queries only, over the other options."
     )
 
-    _embedder: Embedder = PrivateAttr()
     _query_embedder: Embedder = PrivateAttr()
     _vision_embedder: VisionEmbedder | None = PrivateAttr(default=None)
 
-    @property
-    def embedder(self) -> Embedder:
-        """The runtime object that does the work."""
-        return self._embedder
+    def __init__(self, model: Any = None, **options: Any) -> None:
+        """Check the options; load nothing."""
+        super().__init__(model=model, **options)
+        overrides = query_options(self.query_encode_kwargs)
+        self._query_embedder = Embedder(**self._runtime_arguments() | overrides) if overrides else self.embedder
 
     def cache_namespace(self, role: Literal["query", "document"]) -> str:
         """Return a cache key prefix that changes with whatever changes the vectors of one role.
@@ -136,7 +128,7 @@ class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
         if role == "query":
             return f"bge-query-{self._query_embedder.identity}"
         if role == "document":
-            return f"bge-document-{self._embedder.document_identity}"
+            return f"bge-document-{self.embedder.document_identity}"
         raise ConfigurationError(f"role={role!r} is not allowed. Use 'query' or 'document'.")
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -148,7 +140,7 @@ class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
         Raises:
             InputError: Something is not a string, or too long with `truncation="error"`.
         """
-        vectors: list[list[float]] = self._embedder.encode_documents(texts).tolist()
+        vectors: list[list[float]] = self.embedder.encode_documents(texts).tolist()
         return vectors
 
     def embed_query(self, text: str) -> list[float]:
@@ -162,7 +154,7 @@ class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents without blocking the event loop; see `embed_documents`."""
-        return await _lists(await self._embedder.aencode_documents(texts))
+        return await _lists(await self.embedder.aencode_documents(texts))
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without blocking the event loop; see `embed_query`."""
@@ -188,23 +180,16 @@ class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
     @property
     def _vision(self) -> VisionEmbedder:
         if self._vision_embedder is None:
-            own = self._embedder
+            own = self.embedder
             self._vision_embedder = own if isinstance(own, VisionEmbedder) else VisionEmbedder.of(own)
         return self._vision_embedder
 
-    def _adopt(self, runtime: Embedder | None) -> None:
-        self._embedder = runtime or Embedder(**self._runtime_arguments())
-        self._query_embedder = self._embedder
-        if self.query_encode_kwargs:
-            overrides = query_options(self.query_encode_kwargs)
-            self._query_embedder = Embedder(**{**self._runtime_arguments(), **overrides})
-
     def _resolved(self) -> dict[str, Any]:
-        if self._embedder.known_spec is None:
+        if self.embedder.known_spec is None:
             return {}
-        document = self._embedder.document_instruction
+        document = self.embedder.document_instruction
         shown = {"embed_instruction": document} if document else {}
-        return {"query_instruction": self._embedder.query_instruction, **shown}
+        return {"query_instruction": self.embedder.query_instruction, **shown}
 
 
 async def _lists(vectors: NDArray[Any]) -> list[list[float]]:

@@ -5,39 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import EllipsisType
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import RunnableConfig, RunnableSerializable, ensure_config
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
-from bge_runtime import DEFAULT_RERANKER, InputError, Ranked, Ranking, Reranker, UnknownArgumentError, check_text
-from bge_runtime.fields import Count, LoadingFields, ModelName, RerankerFields, names_of
+from bge_runtime import DEFAULT_RERANKER, InputError, Ranked, Ranking, UnknownArgumentError, check_text
+from bge_runtime.fields import Count, ModelName, RerankerFields, Seconds, names_of
 from langchain_bge.configured import ConfiguredModel
 
 __all__ = ["BGERerank", "ScoringModel"]
 
 TopN = int | EllipsisType | None
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
 
 class ScoringModel(RerankerFields, ConfiguredModel):
     """Options of a reranker, and that reranker."""
 
-    runtime_names: ClassVar[dict[str, str]] = names_of(LoadingFields, RerankerFields, model_name="model")
+    runtime_names: ClassVar[dict[str, str]] = names_of(RerankerFields, model_name="model")
 
     model_name: ModelName = DEFAULT_RERANKER
-
-    _reranker: Reranker = PrivateAttr()
-
-    @property
-    def reranker(self) -> Reranker:
-        """The runtime object that does the work."""
-        return self._reranker
-
-    def _adopt(self, runtime: Reranker | None) -> None:
-        self._reranker = runtime or Reranker(**self._runtime_arguments())
 
 
 class BGERerank(ScoringModel, BaseDocumentCompressor, RunnableSerializable[dict[str, Any], list[Document]]):
@@ -113,14 +102,14 @@ class BGERerank(ScoringModel, BaseDocumentCompressor, RunnableSerializable[dict[
             ConfigurationError: `top_n` is not positive.
             InputError: Something is not a text.
         """
-        ranking = self._reranker.rank(query, _texts(documents), **self._limits(top_n))
+        ranking = self.reranker.rank(query, _texts(documents), **self._limits(top_n))
         return [{"index": ranked.index, "relevance_score": ranked.score} for ranked in ranking]
 
     async def arerank(
         self, documents: Iterable[str | Document], query: str, *, top_n: TopN = ...
     ) -> list[dict[str, int | float]]:
         """Rerank without blocking the event loop; see `rerank`."""
-        ranking = await self._reranker.arank(query, _texts(documents), **self._limits(top_n))
+        ranking = await self.reranker.arank(query, _texts(documents), **self._limits(top_n))
         return [{"index": ranked.index, "relevance_score": ranked.score} for ranked in ranking]
 
     def compress_documents(
@@ -176,7 +165,7 @@ class BGERerank(ScoringModel, BaseDocumentCompressor, RunnableSerializable[dict[
         run = manager.on_retriever_start(None, query, **self._run_name(config))
         try:
             candidates = _documents(documents)
-            ranking = self._reranker.rank(query, _texts(candidates), **self._limits(top_n))
+            ranking = self.reranker.rank(query, _texts(candidates), **self._limits(top_n))
             best = _scored(candidates, ranking)
         except BaseException as error:
             run.on_retriever_error(error)
@@ -192,7 +181,7 @@ class BGERerank(ScoringModel, BaseDocumentCompressor, RunnableSerializable[dict[
         run = await manager.on_retriever_start(None, query, **self._run_name(config))
         try:
             candidates = _documents(documents)
-            ranking = await self._reranker.arank(query, _texts(candidates), **self._limits(top_n))
+            ranking = await self.reranker.arank(query, _texts(candidates), **self._limits(top_n))
             best = _scored(candidates, ranking)
         except BaseException as error:
             await run.on_retriever_error(error)

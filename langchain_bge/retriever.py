@@ -121,10 +121,7 @@ class BGERetriever(BaseRetriever):
         search = self._search_kwargs(fetch_k, filter)
         self._check_index()
         hits = [self._fetch(source, query, search, run_manager) for source in self._sources()]
-        candidates = deduplicated(fused(hits))
-        limits = self._limits(k, score_threshold)
-        if self.reranker is None or not candidates:
-            return limited(candidates, *limits)
+        candidates, limits = deduplicated(fused(hits)), self._limits(k, score_threshold)
         try:
             ordered = self._rerank(candidates, query, limits[0], run_manager)
         except Exception as error:  # noqa: BLE001 - whatever fails in the second stage
@@ -145,10 +142,8 @@ class BGERetriever(BaseRetriever):
         if not self._checked:
             await asyncio.to_thread(self._check_index)
         fetches = [self._afetch(source, query, search, run_manager) for source in self._sources()]
-        candidates = deduplicated(fused(await asyncio.gather(*fetches)))
-        limits = self._limits(k, score_threshold)
-        if self.reranker is None or not candidates:
-            return limited(candidates, *limits)
+        hits = await asyncio.gather(*fetches)
+        candidates, limits = deduplicated(fused(hits)), self._limits(k, score_threshold)
         try:
             ordered = await self._arerank(candidates, query, limits[0], run_manager)
         except Exception as error:  # noqa: BLE001 - whatever fails in the second stage
@@ -192,20 +187,22 @@ class BGERetriever(BaseRetriever):
     def _rerank(
         self, candidates: Sequence[Document], query: str, k: int | None, manager: CallbackManagerForRetrieverRun
     ) -> Sequence[Document]:
+        if self.reranker is None or not candidates:
+            return candidates
         callbacks = manager.get_child()
         if isinstance(self.reranker, BGERerank):
             return self.reranker.invoke({"documents": candidates, "query": query}, {"callbacks": callbacks}, top_n=k)
-        assert self.reranker is not None
         return self.reranker.compress_documents(candidates, query, callbacks)
 
     async def _arerank(
         self, candidates: Sequence[Document], query: str, k: int | None, manager: AsyncCallbackManagerForRetrieverRun
     ) -> Sequence[Document]:
+        if self.reranker is None or not candidates:
+            return candidates
         callbacks = manager.get_child()
         if isinstance(self.reranker, BGERerank):
             given = {"documents": candidates, "query": query}
             return await self.reranker.ainvoke(given, {"callbacks": callbacks}, top_n=k)
-        assert self.reranker is not None
         return await self.reranker.acompress_documents(candidates, query, callbacks)
 
     def _without_reranking(self, candidates: Sequence[Document], k: int | None, error: Exception) -> list[Document]:

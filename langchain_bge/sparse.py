@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PrivateAttr
 
 from bge_runtime import DEFAULT_SPARSE_EMBEDDER, ConfigurationError, Embedder, check_text
-from bge_runtime.fields import LoadingFields, ModelName, names_of
+from bge_runtime.fields import ModelName, names_of
 from langchain_bge.configured import ConfiguredModel
 
 if TYPE_CHECKING:
@@ -72,16 +72,21 @@ class BGESparseEmbeddings(ConfiguredModel):
         ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
     """
 
-    runtime_names: ClassVar[dict[str, str]] = names_of(LoadingFields, model_name="model")
+    runtime_names: ClassVar[dict[str, str]] = names_of(model_name="model")
 
     model_name: ModelName = DEFAULT_SPARSE_EMBEDDER
 
-    _embedder: Embedder = PrivateAttr()
+    _runtime: Embedder = PrivateAttr()
+
+    def __init__(self, model: Any = None, **options: Any) -> None:
+        """Check the options; load nothing."""
+        super().__init__(model=model, **options)
+        self.embedder.expect_sparse()
 
     @property
     def embedder(self) -> Embedder:
         """The runtime object that does the work."""
-        return self._embedder
+        return self._runtime
 
     def embed_documents(self, texts: Iterable[str]) -> list[Sparse]:
         """Return the lexical weights of documents, in input order.
@@ -89,19 +94,19 @@ class BGESparseEmbeddings(ConfiguredModel):
         Raises:
             InputError: Something is not a string, or too long with `truncation="error"`.
         """
-        return self._embedder.encode_sparse(texts)
+        return self.embedder.encode_sparse(texts)
 
     def embed_query(self, text: str) -> Sparse:
         """Return the lexical weights of a query."""
-        return self._embedder.encode_sparse([check_text(text)], role="query")[0]
+        return self.embedder.encode_sparse([check_text(text)], role="query")[0]
 
     async def aembed_documents(self, texts: Iterable[str]) -> list[Sparse]:
         """Do the same without blocking the event loop; see `embed_documents`."""
-        return await self._embedder.aencode_sparse(texts)
+        return await self.embedder.aencode_sparse(texts)
 
     async def aembed_query(self, text: str) -> Sparse:
         """Do the same without blocking the event loop; see `embed_query`."""
-        return (await self._embedder.aencode_sparse([check_text(text)], role="query"))[0]
+        return (await self.embedder.aencode_sparse([check_text(text)], role="query"))[0]
 
     def for_qdrant(self) -> SparseEmbeddings:
         """Return the object that `QdrantVectorStore` takes as `sparse_embedding`.
@@ -113,7 +118,7 @@ class BGESparseEmbeddings(ConfiguredModel):
             from langchain_bge.qdrant import QdrantSparse
         except ImportError as error:
             raise _missing("for_qdrant()", "langchain-qdrant") from error
-        return QdrantSparse(self._embedder)
+        return QdrantSparse(self.embedder)
 
     def for_milvus(self) -> BaseSparseEmbedding:
         """Return the object that `Milvus` takes as an embedding of a sparse field.
@@ -125,11 +130,7 @@ class BGESparseEmbeddings(ConfiguredModel):
             from langchain_bge.milvus import MilvusSparse
         except ImportError as error:
             raise _missing("for_milvus()", "langchain-milvus") from error
-        return MilvusSparse(self._embedder)
-
-    def _adopt(self, runtime: Embedder | None) -> None:
-        self._embedder = runtime or Embedder(**self._runtime_arguments())
-        self._embedder.expect_sparse()
+        return MilvusSparse(self.embedder)
 
 
 def _missing(method: str, package: str) -> ConfigurationError:

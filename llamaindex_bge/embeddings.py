@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, Self
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, SimilarityMode, mean_agg
 from llama_index.core.bridge.pydantic import (
     Field,
-    PrivateAttr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -17,25 +16,15 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from bge_runtime import DEFAULT_EMBEDDER, ConfigurationError, Embedder, InputError, check_text, check_texts
-from bge_runtime.fields import (
-    DocumentInstruction,
-    EmbedderFields,
-    LoadingFields,
-    ModelName,
-    QueryInstruction,
-    names_of,
-)
+from bge_runtime.fields import DocumentInstruction, EmbedderFields, ModelName, QueryInstruction, names_of
 from llamaindex_bge.caching import CachedVectors
 from llamaindex_bge.events import embedding_events
 from llamaindex_bge.identity import is_folder, known_defaults, vector_settings
-from llamaindex_bge.options import ConfiguredModel
+from llamaindex_bge.options import WINDOW, ConfiguredModel, Window
 
 __all__ = ["BGEEmbedding"]
 
 Role = Literal["query", "document"]
-
-# The most that LlamaIndex lets one embedding call hold; the runtime forms batches by tokens inside it.
-WINDOW = 2048
 
 
 class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
@@ -66,7 +55,6 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
 
     _owner: ClassVar[str] = "BGEEmbedding"
     runtime_names: ClassVar[dict[str, str]] = names_of(
-        LoadingFields,
         EmbedderFields,
         model_name="model",
         query_instruction="query_instruction",
@@ -89,13 +77,7 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
     model_name: ModelName = DEFAULT_EMBEDDER
     query_instruction: QueryInstruction = None
     text_instruction: DocumentInstruction = None
-    embed_batch_size: int = Field(
-        default=WINDOW,
-        gt=0,
-        le=WINDOW,
-        exclude=True,
-        description="Accepted, without effect: the runtime forms its own batches. See batch_size.",
-    )
+    embed_batch_size: Window = WINDOW
     num_workers: int | None = Field(
         default=None, exclude=True, description="Accepted, without effect: the runtime has one queue."
     )
@@ -103,26 +85,17 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
         default=None, exclude=True, description="Key-value store of vectors, keyed by model, role and text."
     )
 
-    _embedder: Embedder = PrivateAttr()
-
     def __init__(self, model_name: Any = None, *, embedder: Embedder | None = None, **options: Any) -> None:
         """Check the options; load nothing."""
-        given = options if model_name is None else {"model_name": model_name, **options}
-        arguments = self._accepted(given, embedder)
-        store = arguments.get("embeddings_cache")
+        store = options.get("embeddings_cache")
         if store is not None and not isinstance(store, BaseKVStore):
             raise ConfigurationError(
                 f"embeddings_cache={store!r} is not a BaseKVStore. Pass one, such as SimpleKVStore()."
             )
-        super().__init__(**arguments)
-        self._embedder = embedder or self.runtime_type(**self._runtime_arguments())
+        given = options if model_name is None else {"model_name": model_name, **options}
+        super().__init__(embedder=embedder, **given)
         # Past our own __setattr__, which refuses these fields, and past `model_fields_set`: nobody has set them.
-        self.__dict__.update(known_defaults(self._embedder))
-
-    @property
-    def embedder(self) -> Embedder:
-        """The runtime object that does the work."""
-        return self._embedder
+        self.__dict__.update(known_defaults(self.embedder))
 
     def to_payload(self) -> dict[str, Any]:
         """Return what events say about this embedder: the instructions in force, and no secrets."""
@@ -139,9 +112,9 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
         # A folder's weights can change under the same name.
         identity: dict[str, Any] = {}
         if is_folder(self.model_name):
-            identity = {"identity": self._embedder.identity}
+            identity = {"identity": self.embedder.identity}
         elif self.adapter is not None and is_folder(self.adapter):
-            identity = {"identity": self._embedder.adapter_digest}  # asks for no file of the model
+            identity = {"identity": self.embedder.adapter_digest}  # asks for no file of the model
         return {**settings, **identity, "class_name": self.class_name()}
 
     @classmethod
@@ -245,7 +218,7 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
         return await self._aembed(texts, "document", show_progress)
 
     def _embed(self, texts: list[str], role: Role, show_progress: bool = False) -> list[Embedding]:
-        encode = self._embedder.encode_queries if role == "query" else self._embedder.encode_documents
+        encode = self.embedder.encode_queries if role == "query" else self.embedder.encode_documents
 
         def compute(missing: list[str]) -> list[Embedding]:
             if self.rate_limiter is not None:
@@ -257,7 +230,7 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
         return compute(texts) if cache is None else cache.get(texts, compute)
 
     async def _aembed(self, texts: list[str], role: Role, show_progress: bool = False) -> list[Embedding]:
-        encode = self._embedder.aencode_queries if role == "query" else self._embedder.aencode_documents
+        encode = self.embedder.aencode_queries if role == "query" else self.embedder.aencode_documents
 
         async def compute(missing: list[str]) -> list[Embedding]:
             if self.rate_limiter is not None:
@@ -274,7 +247,7 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
     def _cache(self, role: Role) -> CachedVectors | None:
         if self.embeddings_cache is None:
             return None
-        identity = self._embedder.identity if role == "query" else self._embedder.document_identity
+        identity = self.embedder.identity if role == "query" else self.embedder.document_identity
         return CachedVectors(store=self.embeddings_cache, identity=identity, role=role)
 
 

@@ -47,12 +47,12 @@ class BGEMultiModalEmbedding(BGEEmbedding, MultiModalEmbedding):
 
     model_name: ModelName = "BAAI/BGE-VL-base"
 
-    _embedder: VisionEmbedder = PrivateAttr()
+    _runtime: VisionEmbedder = PrivateAttr()
 
     @property
     def embedder(self) -> VisionEmbedder:
         """The runtime object that does the work; it also embeds pictures with a text each."""
-        return self._embedder
+        return self._runtime
 
     def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
         return self._get_image_embeddings([img_file_path])[0]
@@ -63,11 +63,11 @@ class BGEMultiModalEmbedding(BGEEmbedding, MultiModalEmbedding):
     def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
         if self.rate_limiter is not None:
             self.rate_limiter.acquire()
-        vectors: list[Embedding] = self._embedder.encode_images(img_file_paths).tolist()
+        vectors: list[Embedding] = self.embedder.encode_images(img_file_paths).tolist()
         return vectors
 
     async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
         if self.rate_limiter is not None:
             await self.rate_limiter.async_acquire()
-        vectors: list[Embedding] = (await self._embedder.aencode_images(img_file_paths)).tolist()
+        vectors: list[Embedding] = (await self.embedder.aencode_images(img_file_paths)).tolist()
         return vectors

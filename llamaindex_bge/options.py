@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from llama_index.core.bridge.pydantic import BaseModel
+from llama_index.core.bridge.pydantic import BaseModel, Field
 from llama_index.core.callbacks import CallbackManager
 
 from bge_runtime import ConfigurationError
 from bge_runtime.fields import LoadingFields
 
-__all__ = ["ConfiguredModel"]
+__all__ = ["WINDOW", "ConfiguredModel", "Window"]
+
+# The most that LlamaIndex lets one embedding call hold; the runtime forms batches by tokens inside it.
+WINDOW = 2048
+Window = Annotated[
+    int,
+    Field(
+        gt=0,
+        le=WINDOW,
+        exclude=True,
+        description="Accepted, without effect on forward passes: the runtime forms its own batches. See batch_size.",
+    ),
+]
 
 # Collaborators of this process; they are neither configuration nor picklable in general.
 SERVICES = ("callback_manager", "rate_limiter", "embeddings_cache")
@@ -22,6 +34,16 @@ class ConfiguredModel(LoadingFields):
 
     # What dumps carry, which a subclass of a user's keeps.
     _owner: ClassVar[str]
+
+    def __init__(self, **given: Any) -> None:
+        """Check the arguments; take the runtime object, or build the one that they describe."""
+        runtime = given.pop(self.injected, None)
+        values = self._completed(self._read(given).values, runtime)
+        # LlamaIndex's own classes pass None for "no callbacks", which a plain field would keep.
+        if values.get("callback_manager", ...) is None:
+            del values["callback_manager"]
+        super().__init__(**values)
+        self._runtime = runtime or self.runtime_type(**self._runtime_arguments())
 
     @classmethod
     def class_name(cls) -> str:
@@ -52,18 +74,9 @@ class ConfiguredModel(LoadingFields):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Return a copy that shares the runtime object, callbacks and stores."""
-        parts = [getattr(self, name, None) for name in (*SERVICES, f"_{self.injected}")]
+        parts = [getattr(self, name, None) for name in (*SERVICES, "_runtime")]
         shared = {id(part): part for part in parts if part is not None}
         return super().__deepcopy__({**(memo or {}), **shared})
-
-    @classmethod
-    def _accepted(cls, given: Mapping[str, Any], runtime: Any) -> dict[str, Any]:
-        """Return the arguments under our names, completed from the injected runtime object."""
-        values = cls._completed(cls._read(given).values, runtime)
-        # LlamaIndex's own classes pass None for "no callbacks", which a plain field would keep.
-        if values.get("callback_manager", ...) is None:
-            del values["callback_manager"]
-        return values
 
     def _refuse_fixed(self, names: Iterable[str]) -> None:
         fixed = sorted(set(names) & set(self.runtime_names))

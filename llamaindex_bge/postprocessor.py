@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import Field
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from bge_runtime import DEFAULT_RERANKER, InputError, Ranking, Reranker, check_text
-from bge_runtime.fields import Count, LoadingFields, ModelName, RerankerFields, names_of
+from bge_runtime.fields import Count, ModelName, RerankerFields, Seconds, names_of
 from llamaindex_bge.events import rerank_events
 from llamaindex_bge.options import ConfiguredModel
 
@@ -23,7 +23,7 @@ PARTIAL = "partial_ranking"
 
 
 class Limited(ConfiguredModel):
-    """What returns the best of a model's scores; a class of its own, so that its fields keep their place in dumps."""
+    """What returns the best few; a class of its own, so that its fields stay where they are in dumps."""
 
     model: ModelName = DEFAULT_RERANKER
     top_n: Count | None = Field(default=2, description="How many nodes to return; None is all.")
@@ -56,43 +56,32 @@ class BGERerank(RerankerFields, Limited, BaseNodePostprocessor):
     """
 
     _owner: ClassVar[str] = "BGERerank"
-    runtime_names: ClassVar[dict[str, str]] = names_of(LoadingFields, RerankerFields, model="model")
+    runtime_names: ClassVar[dict[str, str]] = names_of(RerankerFields, model="model")
     renamed: ClassVar[dict[str, str]] = {**ConfiguredModel.renamed, "model_name": "model"}
     retired: ClassVar[dict[str, str]] = {
         "use_fp16": "Pass precision='float16'.",
         "cross_encoder_kwargs": "Pass its entries as arguments of their own: max_length=, model_kwargs=, ...",
     }
 
-    time_budget_s: float | None = Field(
+    time_budget_s: Seconds | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
-        strict=True,
         description=f"Seconds until the best order so far is returned, marked metadata[{PARTIAL!r}]; None waits.",
     )
     keep_retrieval_score: bool = Field(
         default=False, description=f"Whether copies of the nodes carry metadata[{RETRIEVAL_SCORE!r}]."
     )
 
-    _reranker: Reranker = PrivateAttr()
-
     def __init__(self, model: Any = None, *, reranker: Reranker | None = None, **options: Any) -> None:
         """Check the options; load nothing."""
         given = options if model is None else {"model": model, **options}
-        super().__init__(**self._accepted(given, reranker))
-        self._reranker = reranker or Reranker(**self._runtime_arguments())
-
-    @property
-    def reranker(self) -> Reranker:
-        """The runtime object that does the work."""
-        return self._reranker
+        super().__init__(reranker=reranker, **given)
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         bundle, query, retrieved = _checked(nodes, query_bundle)
         with self._events(retrieved, bundle) as finish:
-            ranking = self._reranker.rank(query, _texts(retrieved), **self._limits()) if retrieved else Ranking()
+            ranking = self.reranker.rank(query, _texts(retrieved), **self._limits()) if retrieved else Ranking()
             return finish(self._ordered(retrieved, ranking))
 
     async def _apostprocess_nodes(
@@ -101,7 +90,7 @@ class BGERerank(RerankerFields, Limited, BaseNodePostprocessor):
         bundle, query, retrieved = _checked(nodes, query_bundle)
         with self._events(retrieved, bundle) as finish:
             texts = _texts(retrieved)
-            ranking = await self._reranker.arank(query, texts, **self._limits()) if retrieved else Ranking()
+            ranking = await self.reranker.arank(query, texts, **self._limits()) if retrieved else Ranking()
             return finish(self._ordered(retrieved, ranking))
 
     def _events(

@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, SparseEmbedding
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import PrivateAttr
 
 from bge_runtime import DEFAULT_SPARSE_EMBEDDER, ConfigurationError, Embedder
-from bge_runtime.fields import LoadingFields, ModelName, names_of
-from llamaindex_bge.options import ConfiguredModel
+from bge_runtime.fields import ModelName, names_of
+from llamaindex_bge.options import WINDOW, ConfiguredModel, Window
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.milvus.utils import BaseSparseEmbeddingFunction
 
 __all__ = ["BGESparseEmbedding"]
-
-WINDOW = 2048  # the most that LlamaIndex lets one embedding call hold
 
 # Token ids and their weights, one list each per text.
 IdsAndWeights = tuple[list[list[int]], list[list[float]]]
@@ -57,44 +55,37 @@ class BGESparseEmbedding(ConfiguredModel, BaseSparseEmbedding):
     """
 
     _owner: ClassVar[str] = "BGESparseEmbedding"
-    runtime_names: ClassVar[dict[str, str]] = names_of(LoadingFields, model_name="model")
+    runtime_names: ClassVar[dict[str, str]] = names_of(model_name="model")
     renamed: ClassVar[dict[str, str]] = {**ConfiguredModel.renamed, "model": "model_name"}
 
     model_name: ModelName = DEFAULT_SPARSE_EMBEDDER
-    embed_batch_size: int = Field(
-        default=WINDOW,
-        gt=0,
-        le=WINDOW,
-        exclude=True,
-        description="Accepted, without effect on forward passes: the runtime forms its own batches. See batch_size.",
-    )
+    embed_batch_size: Window = WINDOW
 
-    _embedder: Embedder = PrivateAttr()
+    _runtime: Embedder = PrivateAttr()
 
     def __init__(self, model_name: Any = None, *, embedder: Embedder | None = None, **options: Any) -> None:
         """Check the options; load nothing."""
         given = options if model_name is None else {"model_name": model_name, **options}
-        super().__init__(**self._accepted(given, embedder))
-        self._embedder = embedder or Embedder(**self._runtime_arguments())
-        self._embedder.expect_sparse()
+        super().__init__(embedder=embedder, **given)
+        self.embedder.expect_sparse()
 
     @property
     def embedder(self) -> Embedder:
         """The runtime object that does the work."""
-        return self._embedder
+        return self._runtime
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         """Restore the configuration, and expect sparse vectors in this process too."""
         super().__setstate__(state)
-        self._embedder.expect_sparse()
+        self.embedder.expect_sparse()
 
     def sparse_doc_fn(self, texts: Sequence[str]) -> IdsAndWeights:
         """Embed documents as Qdrant's store asks: token ids and weights, a list of each per text."""
-        return _split(self._embedder.encode_sparse(texts))
+        return _split(self.embedder.encode_sparse(texts))
 
     def sparse_query_fn(self, texts: Sequence[str]) -> IdsAndWeights:
         """Embed queries as Qdrant's store asks; see `sparse_doc_fn`."""
-        return _split(self._embedder.encode_sparse(texts, role="query"))
+        return _split(self.embedder.encode_sparse(texts, role="query"))
 
     def for_milvus(self) -> BaseSparseEmbeddingFunction:
         """Return the object that `MilvusVectorStore` takes as `sparse_embedding_function`.
@@ -109,13 +100,13 @@ class BGESparseEmbedding(ConfiguredModel, BaseSparseEmbedding):
                 "for_milvus() needs llama-index-vector-stores-milvus. "
                 "Install it with: pip install llama-index-vector-stores-milvus"
             ) from error
-        return MilvusSparse(self._embedder)
+        return MilvusSparse(self.embedder)
 
     def _get_query_embedding(self, query: str) -> SparseEmbedding:
-        return self._embedder.encode_sparse([query], role="query")[0]
+        return self.embedder.encode_sparse([query], role="query")[0]
 
     async def _aget_query_embedding(self, query: str) -> SparseEmbedding:
-        return (await self._embedder.aencode_sparse([query], role="query"))[0]
+        return (await self.embedder.aencode_sparse([query], role="query"))[0]
 
     def _get_text_embedding(self, text: str) -> SparseEmbedding:
         return self._get_text_embeddings([text])[0]
@@ -124,10 +115,10 @@ class BGESparseEmbedding(ConfiguredModel, BaseSparseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
-        return self._embedder.encode_sparse(texts)
+        return self.embedder.encode_sparse(texts)
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
-        return await self._embedder.aencode_sparse(texts)
+        return await self.embedder.aencode_sparse(texts)
 
 
 def _split(rows: Sequence[SparseEmbedding]) -> IdsAndWeights:

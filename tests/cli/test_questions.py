@@ -35,17 +35,22 @@ class RememberingEmbedder(Embedder):
 
 
 @pytest.fixture(scope="module")
-def misses(minilm, tmp_path_factory):
+def shared_cache(tmp_path_factory):
+    """A cache folder of the module's: whoever asks first makes the index of the documentation."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def misses(minilm, shared_cache):
     """Return the questions whose section does not come first."""
     embedder = RememberingEmbedder(DEFAULT_OFFLINE_MODEL)
     reranker = Reranker(embedder)
-    cache = tmp_path_factory.mktemp("cache")
 
     def ask(questions):
         missed = {}
         for each in questions:
             result = search_folder(
-                DOCS, each["question"], embedder=embedder, reranker=reranker, cache_folder=cache, k=1
+                DOCS, each["question"], embedder=embedder, reranker=reranker, cache_folder=shared_cache, k=1
             )
             if (result.hits[0].file, result.hits[0].heading[-1]) != (each["file"], each["heading"]):
                 missed[each["question"]] = (result.hits[0].file, result.hits[0].heading[-1])
@@ -62,7 +67,8 @@ def test_the_expected_section_exists(each):
     assert f"## {each['heading']}" in lines
 
 
-def test_the_instruction_question_finds_its_section_first(bge, embedder):
+def test_the_instruction_question_finds_its_section_first(bge, embedder, shared_cache, monkeypatch):
+    monkeypatch.setenv("BGE_CACHE_DIR", str(shared_cache))
     first = bge("search", DOCS, ASKED["asked"]["question"])
     second = bge("search", DOCS, ASKED["asked"]["question"])
 

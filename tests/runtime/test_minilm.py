@@ -77,6 +77,7 @@ def test_dense_retrieval_on_scifact_is_as_good_as_plain_sentence_transformers(sc
     assert np.mean(figures) == pytest.approx(_reference("dense"), abs=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_late_interaction_on_scifact_is_as_good_as_numpy_and_better_than_dense(embedder, scifact, dense_orders):
     names, texts, queries, relevant = scifact
     candidates = [order[:CANDIDATES] for order in dense_orders]

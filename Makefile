@@ -21,7 +21,7 @@ RESUME ?=
 WRITE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test test-slow check docs extras migration-check reference-check milvus-check published bench tables
+.PHONY: help setup lock demo test test-of-the-runtime test-of-the-rest test-slow check docs extras migration-check reference-check milvus-check published bench tables
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -46,8 +46,16 @@ lock: setup ## Renew the locks after a change of pyproject.toml; UPGRADE=1 takes
 demo: setup ## Three questions answered through LangChain and LlamaIndex, offline
 	$(BIN)/python examples/01_quickstart.py
 
+# Two halves side by side, one thread each; what a half prints appears when it ends.
 test: setup ## Run the tests (no network), but for the slow ones
-	$(BIN)/python -m pytest -m "not hub and not slow"
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 $(filter --%,$(patsubst output-sync,--output-sync,$(.FEATURES))) \
+		test-of-the-runtime test-of-the-rest
+
+test-of-the-runtime:
+	$(BIN)/python -m pytest -m "not hub and not slow" -o cache_dir=.pytest_cache/runtime tests/runtime
+
+test-of-the-rest:
+	$(BIN)/python -m pytest -m "not hub and not slow" -o cache_dir=.pytest_cache/rest tests --ignore=tests/runtime
 
 test-slow: setup ## Run the slow tests: many processes, long soaks
 	$(BIN)/python -m pytest -m "not hub and slow"

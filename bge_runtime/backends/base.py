@@ -19,7 +19,7 @@ __all__ = ["Backend", "LayerScore", "LoadRequest", "ModelInput", "Output", "Pool
 # What a forward pass returns for each input:
 #   cls, mean, last, model   one vector, float32 [dimension], not normalised
 #   tokens                   a vector per token, float32 [tokens, dimension], special tokens included
-#   lexical, all             a row for `outputs.unpack_outputs`: first token and lexical weights; token vectors as well
+#   lexical, all             a row for `unpack_outputs`: first token and lexical weights; token vectors as well
 #   score                    one raw logit, float32 []
 #   LayerScore               one raw logit per layer, float32 [layers]
 #   image                    one vector of a picture, float32 [dimension], not normalised

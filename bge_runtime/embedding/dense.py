@@ -11,13 +11,16 @@ import numpy as np
 
 from bge_runtime.embedding.instructions import Role
 from bge_runtime.embedding.settings import Encoding, Vectors
+from bge_runtime.engine.call import Rows
+from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow
 from bge_runtime.engine.job import Output
 from bge_runtime.inputs.checks import check_texts
 from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.vectors.cache import VectorCache
+from bge_runtime.vectors.similarity import unit_rows
 
-__all__ = ["Request", "computed", "rows_of", "vectors"]
+__all__ = ["Request", "computed", "rows_of", "token_rows", "vectors"]
 
 # Between two writes into the vector cache: little is lost with the process, and batches fill all the same.
 BATCHES_PER_WRITE = 8
@@ -79,6 +82,33 @@ def rows_of(request: Request, texts: Sequence[str], output: Output) -> Flow[list
     )
     runner.note_truncation(rows.cut, len(texts))
     return rows.values
+
+
+def token_rows(
+    runner: Runner,
+    texts: Sequence[str],
+    output: Output = "tokens",
+    *,
+    bulk: bool = False,
+    overlap: int | None = None,
+    deadline: Deadline | None = None,
+) -> Flow[Rows]:
+    """Read texts without any instruction, for comparisons token by token.
+
+    Args:
+        runner: Runs the model.
+        texts: Checked texts.
+        output: `tokens` gives the unit vectors of every text's tokens, float32 [tokens, width]; anything else comes as
+            the forward pass gives it.
+        bulk: Whether interactive work goes first.
+        overlap: Tokens shared by two passages of a text that is too long; `None` cuts it.
+        deadline: When to stop.
+    """
+    tokenize = partial(runner.hold().tokenizing.texts, max_length=runner.max_length, overlap=overlap)
+    rows = yield from runner.rows(texts, tokenize, output, bulk=bulk, deadline=deadline)
+    if output == "tokens":
+        rows.values = [unit_rows(row) for row in rows.values]
+    return rows
 
 
 def _remembered(request: Request, texts: Sequence[str], cache: VectorCache) -> Flow[Vectors]:

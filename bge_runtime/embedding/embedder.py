@@ -319,9 +319,10 @@ class Embedder(Model):
         overlap: int | None = None,
         deadline: Deadline | None = None,
     ) -> Flow[Rows]:
-        """Body of comparisons token by token; see `heads.token_rows`."""
+        """Body of comparisons token by token; see `dense.token_rows` and, for `all`, `heads.output_rows`."""
         _ = self.spec
-        return heads.token_rows(self._runner, texts, output, bulk=bulk, overlap=overlap, deadline=deadline)
+        read = dense.token_rows if output == "tokens" else heads.output_rows
+        return read(self._runner, texts, bulk=bulk, overlap=overlap, deadline=deadline)
 
     def read_cosines(self, query: str, documents: Sequence[str]) -> Flow[NDArray[np.float32]]:
         """Body of the dense score of a query and documents, whatever `normalize` says."""

@@ -10,7 +10,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.backends.head_outputs import unpack_outputs
-from bge_runtime.embedding.dense import Request, rows_of, vectors
+from bge_runtime.embedding.dense import Request, rows_of, token_rows, vectors
 from bge_runtime.embedding.settings import Vectors
 from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
@@ -31,7 +30,7 @@ from bge_runtime.models.hub import HEADS, head_files
 from bge_runtime.models.spec import ModelSpec
 from bge_runtime.vectors.similarity import unit_rows
 
-__all__ = ["EXPECTED", "EncodedTexts", "Outputs", "check_outputs", "encoded", "model_key", "sparse", "token_rows"]
+__all__ = ["EXPECTED", "EncodedTexts", "Outputs", "check_outputs", "encoded", "model_key", "output_rows", "sparse"]
 
 Outputs = Sequence[Literal["dense", "sparse", "multi_vector"]]
 Kind = Literal["dense", "sparse"]
@@ -161,35 +160,14 @@ def dense_too(request: Request, texts: Sequence[str]) -> Flow[Vectors]:
     return request.encoding.scaled(found)
 
 
-def token_rows(
-    runner: Runner,
-    texts: Sequence[str],
-    output: Literal["tokens", "all"],
-    *,
-    bulk: bool = False,
-    overlap: int | None = None,
-    deadline: Deadline | None = None,
+def output_rows(
+    runner: Runner, texts: Sequence[str], *, bulk: bool, overlap: int | None, deadline: Deadline | None
 ) -> Flow[Rows]:
-    """Read texts without any instruction, for comparisons token by token.
-
-    Args:
-        runner: Runs the model.
-        texts: Checked texts.
-        output: `tokens` gives the unit vectors of every text's tokens, float32 [tokens, width]; `all` gives
-            `TextOutputs` with a dense vector of length 1.
-        bulk: Whether interactive work goes first.
-        overlap: Tokens shared by two passages of a text that is too long; `None` cuts it.
-        deadline: When to stop.
-    """
-    if output == "all":
-        _check_heads(runner, ("sparse", "multi_vector"))
-    tokenize = partial(runner.hold().tokenizing.texts, max_length=runner.max_length, overlap=overlap)
-    rows = yield from runner.rows(texts, tokenize, output, bulk=bulk, deadline=deadline)
-    if output == "tokens":
-        rows.values = [unit_rows(row) for row in rows.values]
-    else:
-        unpacked = (unpack_outputs(row) for row in rows.values)
-        rows.values = [each._replace(dense=unit_rows(each.dense)) for each in unpacked]
+    """Read texts as `dense.token_rows` does; a row is `TextOutputs` with a dense vector of length 1."""
+    _check_heads(runner, ("sparse", "multi_vector"))
+    rows = yield from token_rows(runner, texts, "all", bulk=bulk, overlap=overlap, deadline=deadline)
+    unpacked = (unpack_outputs(row) for row in rows.values)
+    rows.values = [each._replace(dense=unit_rows(each.dense)) for each in unpacked]
     return rows
 
 

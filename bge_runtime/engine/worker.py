@@ -341,7 +341,8 @@ class Worker:
         if len(parts) > 1:
             for number, (job, indices) in enumerate(parts.items()):
                 if not job.future.done():
-                    # Each call alone, at once and not queued again: it has waited for its turn already.
+                    # Each call alone, at once and not queued again: it has waited for its turn already. How long, is
+                    # counted with the first of them.
                     self._compute(Batch([(job, index) for index in indices], [] if number else batch.queue_s))
             return
         if not isinstance(error, BGEError):

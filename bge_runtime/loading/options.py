@@ -18,7 +18,7 @@ class LoadingOptions(TypedDict, total=False):
     Attributes:
         device: `cpu`, `cuda`, `cuda:N`, `mps`; `None` chooses.
         precision: `float32`, `float16`, `bfloat16`, `int8` (CPUs); `None` chooses: float32 on CPUs.
-        backend: Way of executing: `packed`, `torch`, `onnx`, `openvino`; `auto` chooses.
+        backend: Way of executing: `packed`, `torch`, `onnx`, `openvino`, `llm`; `auto` chooses.
         calibration: File with one text per line, like those to embed, that an int8 export is calibrated on.
         devices: Devices that each hold a replica and work off one queue, instead of `device`.
         keep_alive_s: Seconds without work after which the weights are freed, until the next call; `None` never.

@@ -110,6 +110,7 @@ class Reranker(Model):
                     "batching and loading options on the embedder, or pass its name as model=."
                 )
             source = model.source
+        # For late interaction this one holds no weights, which are the embedder's: it tells of progress and truncation.
         super().__init__(
             Runner(
                 source,
@@ -125,7 +126,7 @@ class Reranker(Model):
             raise ConfigurationError(
                 f"long_document={long_document!r} is not allowed. Use 'truncate' or 'max_passage'."
             )
-        self._given = model if isinstance(model, Embedder) else None
+        self._handed_in = model if isinstance(model, Embedder) else None
         self._normalize = normalize
         self._long_document: LongDocument = long_document
         self._passage_overlap = check_count(passage_overlap, "passage_overlap")
@@ -189,7 +190,7 @@ class Reranker(Model):
         overlap = self._passage_overlap if self._long_document == "max_passage" else None
         if self.method == "cross_encoder":
             return CrossEncoder(self._runner, self._llm, overlap)
-        embedder = self._given or Embedder(**self._runner.options(), token=self.source.token)
+        embedder = self._handed_in or Embedder(**self._runner.options(), token=self.source.token)
         comparison = comparison_of(embedder, self._mode, self._weights, self._token_pooling)
         if comparison.whole_numbers and self._cache is not None and self._cache.storage != "float32":
             raise ConfigurationError(
@@ -200,7 +201,7 @@ class Reranker(Model):
             embedder,
             comparison,
             self._runner,
-            owns_embedder=self._given is None,
+            owns_embedder=self._handed_in is None,
             overlap=overlap,
             cache=self._cache,
         )
@@ -343,8 +344,8 @@ class Reranker(Model):
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments, without the access token."""
         shared = self._runner.options()
-        if self._given is not None:
-            shared = {"model": self._given, "show_progress": shared["show_progress"]}
+        if self._handed_in is not None:
+            shared = {"model": self._handed_in, "show_progress": shared["show_progress"]}
         own = {
             "long_document": self._long_document,
             "passage_overlap": self._passage_overlap,

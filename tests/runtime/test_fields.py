@@ -11,6 +11,7 @@ import langchain_bge
 import llamaindex_bge
 from bge_runtime import ConfigurationError, Embedder, Reranker, UnknownArgumentError
 from bge_runtime.fields import EmbedderFields, LoadingFields, RerankerFields
+from bge_runtime.loading.options import LoadingOptions
 
 EMBEDDERS = [langchain_bge.BGEEmbeddings, llamaindex_bge.BGEEmbedding]
 RERANKERS = [langchain_bge.BGERerank, langchain_bge.BGECrossEncoder, llamaindex_bge.BGERerank]
@@ -89,3 +90,8 @@ def test_shared_fields_are_the_same_everywhere(kinds: list[Any], group: Any) -> 
     for name, field in group.model_fields.items():
         told = [(kind.model_fields[name].default, kind.model_fields[name].description) for kind in kinds]
         assert name in own or set(map(repr, told)) == {repr((field.default, field.description))}
+
+
+def test_every_option_of_loading_is_a_field() -> None:
+    running = {"max_length", "truncation", "batch_size", "batch_tokens", "show_progress"}
+    assert set(LoadingFields.model_fields) == set(LoadingOptions.__annotations__) | running

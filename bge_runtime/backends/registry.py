@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -49,14 +49,10 @@ class BackendRecord:
     scores: tuple[str, ...] = ()
     own_modules: Mapping[str, str] = field(default_factory=dict)
 
-    def load(self, request: LoadRequest) -> Backend:
-        """Load a model.
-
-        Raises:
-            UnsupportedModelError: The backend does not know the architecture.
-        """
-        backend: Backend = import_module(self.own_modules.get(request.architecture, self.module)).load(request)
-        return backend
+    def loader(self, architecture: str) -> Callable[[LoadRequest], Backend]:
+        """Return what loads a model of this architecture; imports its module."""
+        load: Callable[[LoadRequest], Backend] = import_module(self.own_modules.get(architecture, self.module)).load
+        return load
 
 
 _CLIP = {"clip": "bge_runtime.backends.clip"}
@@ -126,11 +122,7 @@ def find_backend(name: str) -> BackendRecord:
     if name in _OWN:
         return _OWN[name]
     # Here and not before: to read what all installed packages offer takes longer than to construct an embedder.
-    entry = _others().get(name)
-    if entry is None:
-        allowed = ", ".join(map(repr, backend_names()))
-        raise ConfigurationError(f"backend={name!r} is not known. Use 'auto' or {allowed}.")
-    return _read(entry)
+    return _read(_other(name))
 
 
 def load_backend(name: str, request: LoadRequest) -> Backend:
@@ -138,32 +130,61 @@ def load_backend(name: str, request: LoadRequest) -> Backend:
 
     Raises:
         UnsupportedModelError: The backend does not know the architecture.
+        ConfigurationError: There is no such backend, or the package that offers it is broken.
     """
     record = find_backend(name)
     if request.architecture in _CLIP and request.architecture not in record.own_modules:
         raise UnsupportedModelError(
             f"backend={name!r} does not run {request.name!r}, a {request.architecture!r} model. Use backend='torch'."
         )
-    return record.load(request)
+    if name in _OWN:
+        return record.loader(request.architecture)(request)
+    try:
+        load = record.loader(request.architecture)
+    except Exception as error:
+        raise _broken(_other(name), error) from error
+    return load(request)  # what is wrong from here on is the model's matter, not the package's
 
 
-def _others() -> dict[str, EntryPoint]:
+def _others() -> dict[str, list[EntryPoint]]:
     """Return what other packages offer, by name; ours cannot be replaced."""
-    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in (*_OWN, "auto")}
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name not in (*_OWN, "auto"):
+            found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+def _other(name: str) -> EntryPoint:
+    entries = _others().get(name, [])
+    if not entries:
+        allowed = ", ".join(map(repr, backend_names()))
+        raise ConfigurationError(f"backend={name!r} is not known. Use 'auto' or {allowed}.")
+    if len(entries) > 1:  # which of them comes first is the file system's choice
+        packages = " and ".join(repr(_package(entry)) for entry in entries)
+        raise ConfigurationError(f"backend={name!r} is offered by {packages}. Uninstall all but one of them.")
+    return entries[0]
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "?"
+
+
+def _broken(entry: EntryPoint, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"backend={entry.name!r} of the package {_package(entry)!r} cannot be loaded ({type(error).__name__}: "
+        f"{error}). Mend or uninstall that package, or use another backend."
+    )
 
 
 def _read(entry: EntryPoint) -> BackendRecord:
-    package = entry.dist.name if entry.dist else "?"
     try:
         found: Any = entry.load()
     except Exception as error:  # whatever another package does when it is imported
-        raise ConfigurationError(
-            f"backend={entry.name!r} of the package {package!r} cannot be loaded ({type(error).__name__}: {error}). "
-            "Mend or uninstall that package, or use another backend."
-        ) from error
+        raise _broken(entry, error) from error
     if not isinstance(found, BackendRecord) or found.name != entry.name:
         raise ConfigurationError(
-            f"backend={entry.name!r} of the package {package!r} is {found!r}, which is no BackendRecord of that name. "
+            f"backend={entry.name!r} of the package {_package(entry)!r} is {found!r}, which is no BackendRecord of that name. "
             "Mend or uninstall that package, or use another backend."
         )
     return found

@@ -71,6 +71,7 @@ def _load(execution: Execution, request: LoadRequest, *, chosen: bool) -> Backen
     try:
         backend = load_backend(execution.backend, request)
     except UnsupportedModelError:
+        # Of what `auto` chooses, only exports need a package, and only they may meet a model that they do not know.
         if not chosen or find_backend(execution.backend).package is None:
             raise
         backend = load_backend("packed", request)

@@ -31,11 +31,11 @@ def load(request):
 def offered(tmp_path, monkeypatch):
     """Installs a package that offers one backend."""
 
-    def offer(name, source, target="their_backend:RECORD"):
+    def offer(name, source, target="their_backend:RECORD", package="their-package"):
         (tmp_path / "their_backend.py").write_text(source, encoding="utf-8")
-        metadata = tmp_path / "their_package-1.0.dist-info"
+        metadata = tmp_path / f"{package.replace('-', '_')}-1.0.dist-info"
         metadata.mkdir()
-        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
         (metadata / "entry_points.txt").write_text(f"[bge_runtime.backends]\n{name} = {target}\n")
         monkeypatch.syspath_prepend(str(tmp_path))
         monkeypatch.delitem(sys.modules, "their_backend", raising=False)
@@ -91,6 +91,26 @@ def test_a_broken_package_is_named_and_disturbs_no_other(offered, source, target
     with pytest.raises(bge_runtime.ConfigurationError, match="'their-package'"):
         bge_runtime.Embedder(MODEL, backend="mine")
     assert "their-package" in bge_runtime.Execution.backends()["mine"]
+    assert bge_runtime.Embedder(MODEL, backend="torch").device == "cpu"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [GOOD.replace('module="their_backend"', 'module="their_gone"'), GOOD.replace("def load(", "def open(")],
+    ids=["no module", "no load"],
+)
+def test_a_record_whose_module_does_not_load_is_the_packages_fault_and_not_the_models(offered, minilm, source):
+    offered("mine", source)
+    with pytest.raises(bge_runtime.ConfigurationError, match="'their-package'"):
+        bge_runtime.Embedder(MODEL, backend="mine").encode_documents(["panda"])
+
+
+def test_a_name_that_two_packages_offer_is_refused_and_both_are_named(offered):
+    offered("mine", GOOD)
+    offered("mine", GOOD, package="another-package")
+    with pytest.raises(bge_runtime.ConfigurationError, match="their-package") as caught:
+        bge_runtime.Embedder(MODEL, backend="mine")
+    assert "another-package" in str(caught.value)
     assert bge_runtime.Embedder(MODEL, backend="torch").device == "cpu"
 
 

@@ -184,7 +184,7 @@ def _read(entry: EntryPoint) -> BackendRecord:
         raise _broken(entry, error) from error
     if not isinstance(found, BackendRecord) or found.name != entry.name:
         raise ConfigurationError(
-            f"backend={entry.name!r} of the package {_package(entry)!r} is {found!r}, which is no BackendRecord of that "
-            "name. Mend or uninstall that package, or use another backend."
+            f"backend={entry.name!r} of the package {_package(entry)!r} is {found!r}, which is no BackendRecord of "
+            "that name. Mend or uninstall that package, or use another backend."
         )
     return found

@@ -301,7 +301,3 @@ def _snippet(text: str) -> str:
 def _one_line(text: str) -> str:
     """Return text on one line; control characters in a document must not steer the terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
-
-
-if __name__ == "__main__":
-    app(prog_name="bge")

@@ -191,7 +191,7 @@ def test_doctor_works_without_a_working_torch(bge, monkeypatch):
 def test_download_fetches_from_the_endpoint_and_prints_the_folder(hub, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-m", "bge_runtime.cli.commands", "download", "bge-small-en-v1.5"]
+    command = [sys.executable, "-m", "bge_runtime.cli", "download", "bge-small-en-v1.5"]
 
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 

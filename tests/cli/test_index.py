@@ -243,12 +243,22 @@ def count(cache, query):
         database.close()
 
 
+@pytest.fixture
+def interrupts_arrive():
+    """What a shell starts in the background ignores SIGINT, and so would every process that a test starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 @pytest.mark.parametrize(("kind", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-def test_a_process_that_is_stopped_leaves_an_index_to_go_on_with(tmp_path, cache, embedder, kind, status):
+def test_a_process_that_is_stopped_leaves_an_index_to_go_on_with(
+    tmp_path, cache, embedder, kind, status, interrupts_arrive
+):
     write_notes(tmp_path / "notes", 1500)
-    command = [sys.executable, "-m", "bge_runtime.cli.commands", "search", str(tmp_path / "notes"), "note 7"]
+    command = [sys.executable, "-m", "bge_runtime.cli", "search", str(tmp_path / "notes"), "note 7"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
     while not count(cache, "vectors") and process.poll() is None and time.monotonic() < deadline:
@@ -270,7 +280,7 @@ def test_a_process_that_is_stopped_leaves_an_index_to_go_on_with(tmp_path, cache
 @pytest.mark.slow
 def test_two_processes_share_an_index(library, cache):
     write_notes(library, 200)
-    command = [sys.executable, "-m", "bge_runtime.cli.commands", "search", str(library), QUESTION, "--fetch-k", "5"]
+    command = [sys.executable, "-m", "bge_runtime.cli", "search", str(library), QUESTION, "--fetch-k", "5"]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"]
 
     answers = [process.communicate(timeout=100) for process in started]

@@ -97,7 +97,7 @@ def verified(hub):
         if needed > there:
             pytest.skip(f"{model} needs {needed / 1e9:.0f} GB of memory in float32, this machine has {there / 1e9:.0f}")
         if model not in known:
-            done = run("-m", "bge_runtime.cli.commands", "doctor", "--verify", model, "--json")
+            done = run("-m", "bge_runtime.cli", "doctor", "--verify", model, "--json")
             assert done.returncode in (0, 1), done.stderr
             known[model] = json.loads(done.stdout)["checks"]
         return known[model]

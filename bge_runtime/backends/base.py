@@ -7,14 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from bge_runtime.errors import ConfigurationError
+from bge_runtime.errors import ConfigurationError, ModelNotFoundError
 from bge_runtime.inputs.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Backend", "LayerScore", "LoadRequest", "ModelInput", "Output", "Pooled", "without_layers"]
+__all__ = [
+    "Backend",
+    "LayerScore",
+    "LoadRequest",
+    "ModelInput",
+    "Output",
+    "Pooled",
+    "missing_weights",
+    "without_layers",
+]
 
 # What a forward pass returns for each input:
 #   cls, mean, last, model   one vector, float32 [dimension], not normalised
@@ -66,6 +75,22 @@ def without_layers(output: Output) -> Pooled:
     if isinstance(output, LayerScore):
         raise ConfigurationError(f"Layers {output.layers} of this model have no score heads. Leave cutoff_layers= out.")
     return output
+
+
+def missing_weights(name: str, folder: Path, tensors: Sequence[str]) -> ModelNotFoundError:
+    """Return the error for weights that a model's files lack: they are never invented.
+
+    Args:
+        name: The model as its caller named it.
+        folder: Where its files are.
+        tensors: Names of what is missing.
+    """
+    shown = ", ".join(tensors[:4]) + (", ..." if len(tensors) > 4 else "")
+    again = "Copy the whole folder again." if Path(name).is_dir() else f"Fetch them: bge download {name} --force"
+    return ModelNotFoundError(
+        f"The weights of {name!r} in {str(folder)!r} lack {len(tensors)} tensors that its configuration names "
+        f"({shown}), and none are invented. {again}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from bge_runtime.backends.base import LoadRequest, Output
 from bge_runtime.backends.lora import apply_adapter, check_peft
-from bge_runtime.backends.torch import device_errors, no_progress_bars
+from bge_runtime.backends.results import device_errors
+from bge_runtime.backends.torch import check_weights, no_progress_bars
 from bge_runtime.errors import UnsupportedModelError
 from bge_runtime.inputs.images import ImageFormat, ImagePixels
-from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
+from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence, copied
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,6 +52,7 @@ def load(request: LoadRequest) -> ClipBackend:
         config = CLIPConfig.from_pretrained(folder, local_files_only=True, **request.config_kwargs)
         model: Any = CLIPModel.from_pretrained(folder, config=config, local_files_only=True, **model_kwargs)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **request.processor_kwargs)
+    check_weights(model, request)
     model.to(request.device)
     if request.adapter is not None:
         apply_adapter(model, request.adapter)
@@ -65,7 +67,7 @@ class ClipBackend:
     def __init__(self, model: Any, tokenizer: Any, images: ImageFormat) -> None:
         """Wrap a loaded model."""
         self.model = model.eval()
-        self.tokenizing = Tokenizing(tokenizer.backend_tokenizer)
+        self.tokenizing = Tokenizing(copied(tokenizer.backend_tokenizer))
         weights = list(model.parameters())
         self.parameters = sum(weight.numel() for weight in weights)
         self.bytes = sum(weight.numel() * weight.element_size() for weight in weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,15 +13,16 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from transformers.utils import logging as transformers_logging
 
-from bge_runtime.backends.base import LoadRequest, Output, Pooled, without_layers
+from bge_runtime.backends.base import LoadRequest, Output, Pooled, missing_weights, without_layers
 from bge_runtime.backends.lora import apply_adapter, check_peft
-from bge_runtime.errors import BackendError, OutOfMemoryError, UnsupportedModelError
-from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
+from bge_runtime.backends.results import device_errors, one_logit
+from bge_runtime.errors import BackendError, UnsupportedModelError
+from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence, copied
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TorchBackend", "device_errors", "load", "no_progress_bars", "one_logit"]
+__all__ = ["TorchBackend", "check_weights", "load", "no_progress_bars"]
 
 
 def load(request: LoadRequest) -> TorchBackend:
@@ -50,10 +50,37 @@ def load(request: LoadRequest) -> TorchBackend:
             config_kwargs=dict(request.config_kwargs) or None,
         )
     loaded = TorchBackend(model, str(request.folder))
+    check_weights(loaded.model, request)
     if request.adapter is not None:
         apply_adapter(loaded.model, request.adapter)
         loaded.model.eval()
     return loaded
+
+
+def check_weights(model: Any, request: LoadRequest) -> None:
+    """Refuse a model that transformers has not filled from the files alone.
+
+    Raises:
+        ModelNotFoundError: Weights are missing, which transformers has invented.
+        BackendError: Its number format is not the one asked for. torch's default format belongs to the process, so
+            another thread that loads a model at the same time can change it in the middle of a load.
+    """
+    if "quantization_config" in request.model_kwargs:
+        return  # other tensors stand in the place of those in the files
+    # transformers marks each tensor that it has read; where it marks none, it is of a version that does not.
+    named = list(model.named_parameters())
+    missing = [name for name, weight in named if not getattr(weight, "_is_hf_initialized", False)]
+    if missing:
+        raise missing_weights(request.name, request.folder, missing)
+    given = request.model_kwargs
+    asked = given.get("dtype", given.get("torch_dtype", getattr(torch, request.precision)))
+    for name, tensor in (*named, *model.named_buffers()):
+        # Some architectures keep a few tensors in float32 whatever is asked.
+        if tensor.is_floating_point() and tensor.dtype not in (asked, torch.float32) and isinstance(asked, torch.dtype):
+            raise BackendError(
+                f"Loading {request.name!r} gave {name} as {tensor.dtype}, not {asked}: another thread loaded a model "
+                "at the same moment. Try again."
+            )
 
 
 @contextmanager
@@ -102,7 +129,7 @@ class TorchBackend:
         self._pad_id = int(transformer.tokenizer.pad_token_id or 0)
         self._nothing = TokenSequence([self._pad_id], [0])
         weights = list(model.parameters())
-        self.tokenizing = Tokenizing(fast)
+        self.tokenizing = Tokenizing(copied(fast))
         self.parameters = sum(weight.numel() for weight in weights)
         self.bytes = sum(weight.numel() * weight.element_size() for weight in weights)
 
@@ -154,20 +181,6 @@ def _own_pooling(tail: Sequence[torch.nn.Module]) -> str | None:
     return {"cls": "cls", "mean": "mean", "lasttoken": "last"}.get(mode if isinstance(mode, str) else "model", "model")
 
 
-@contextmanager
-def device_errors(device: torch.device, texts: int) -> Iterator[None]:
-    """Turn torch's errors into ours."""
-    try:
-        yield
-    except RuntimeError as error:
-        # The CPU allocator and MPS raise plain RuntimeError when memory is out.
-        if isinstance(error, torch.OutOfMemoryError) or re.search("(not enough|out of) memory", str(error)):
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            raise OutOfMemoryError(f"{texts} texts do not fit in the memory of {device}.") from error
-        raise BackendError(f"The forward pass failed: {error}") from error
-
-
 def _pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """Return one float32 vector per row of `states` [n, length, dimension], right-padded."""
     if pooling == "cls":
@@ -176,14 +189,3 @@ def _pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tenso
         return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1].float()
     weights = mask.unsqueeze(-1).to(torch.float32)
     return (states.float() * weights).sum(1) / weights.sum(1).clamp_min(1)
-
-
-def one_logit(logits: torch.Tensor) -> torch.Tensor:
-    """Return one float32 logit per row; two labels become the log-odds of the second."""
-    if logits.ndim == 1 or logits.shape[1] == 1:
-        return logits.reshape(len(logits)).float()
-    if logits.shape[1] == 2:
-        return logits[:, 1].float() - logits[:, 0].float()
-    raise UnsupportedModelError(
-        f"The classifier has {logits.shape[1]} labels; a reranker has one, or two of which the second means relevant."
-    )

@@ -11,7 +11,7 @@ from bge_runtime.inputs.prepared import PreparedInputs
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Framed", "TokenSequence", "Tokenizing", "split_ids"]
+__all__ = ["Framed", "TokenSequence", "Tokenizing", "copied", "split_ids"]
 
 QUERY_SHARE = 0.75  # FlagEmbedding caps the query of a pair at three quarters of max_length
 TEXTS_PER_CALL = 512
@@ -60,16 +60,21 @@ class _Template(NamedTuple):
         return TokenSequence(ids, types)
 
 
-class Tokenizing:
-    """A private copy of a model's tokenizer.
+def copied(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a copy of somebody else's tokenizer; of a large vocabulary it costs a second."""
+    return type(tokenizer).from_str(tokenizer.to_str())
 
-    The copy carries no truncation or padding state, whatever `tokenizer.json` says, and nothing here changes
+
+class Tokenizing:
+    """A model's tokenizer, private to it.
+
+    It carries no truncation or padding state, whatever `tokenizer.json` says, and nothing here changes
     it, so any number of threads may share it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Copy `tokenizer`, leaving the original as it is."""
-        self._tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+        """Take over `tokenizer`, which nobody else may change from now on; see `copied`."""
+        self._tokenizer = tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._single = self._template("a")

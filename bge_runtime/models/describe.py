@@ -13,7 +13,7 @@ from bge_runtime.errors import ModelNotFoundError
 from bge_runtime.models.registry import find_spec, get_spec
 from bge_runtime.models.spec import Kind, ModelSpec, Pooling, Score
 
-__all__ = ["describe_folder"]
+__all__ = ["describe_folder", "own_pooling"]
 
 logger = logging.getLogger("bge_runtime")
 
@@ -105,7 +105,7 @@ def _vector_facts(folder: Path, config: dict[str, Any], family: ModelSpec | None
     normalize = family.normalize if family else False
     dimension = int(config.get("hidden_size", 0)) or None
     if modules:
-        pooling = _own_pooling(folder, modules)
+        pooling = own_pooling(folder, modules)
         normalize = normalize or "Normalize" in modules
         dense = [file.parent for file in folder.glob("*_Dense/config.json")]
         if dense:
@@ -124,7 +124,7 @@ def _vector_facts(folder: Path, config: dict[str, Any], family: ModelSpec | None
     return {**facts, "dimension": dimension, "pooling": pooling, "normalize": normalize}
 
 
-def _own_pooling(folder: Path, modules: list[str]) -> Pooling:
+def own_pooling(folder: Path, modules: list[str]) -> Pooling:
     """Return the pooling of a plain Transformer, Pooling (, Normalize) chain, else `model`."""
     if modules[:2] != ["Transformer", "Pooling"] or modules[2:] not in ([], ["Normalize"]):
         return "model"

@@ -10,11 +10,11 @@ import torch
 
 from bge_runtime.backends import torch as plain
 from bge_runtime.backends.base import LoadRequest
+from bge_runtime.backends.encoder_files import take_apart
 from bge_runtime.backends.exported.calibration import calibration_texts
 from bge_runtime.backends.exported.probes import Probe
 from bge_runtime.backends.exported.session import Facts
 from bge_runtime.backends.exported.weights import EncoderWeights, Range, linear_inputs, quantize, read
-from bge_runtime.backends.packed import encoder as packed
 from bge_runtime.backends.registry import ENCODERS
 from bge_runtime.errors import UnsupportedModelError
 from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
@@ -61,13 +61,14 @@ def convert(request: LoadRequest, backend: str, int8_levels: int) -> Conversion:
         UnsupportedModelError: Its architecture cannot be exported.
     """
     source = plain.load(replace(request, precision="float32", device="cpu"))
-    if not packed.supports(source):
+    encoder = take_apart(source, request)
+    if encoder is None:
         raise UnsupportedModelError(
             f"backend={backend!r} does not know the architecture {source.model.config.model_type!r} of "
             f"{request.name!r}; it runs {', '.join(ENCODERS)}. Use backend='torch'."
         )
     probes = _probes(source, request.task)
-    weights = read(source.model)
+    weights = read(encoder)
     held = source.bytes
     if request.precision == "int8":
         weights = quantize(weights, _input_ranges(source, request), int8_levels)

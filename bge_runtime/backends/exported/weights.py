@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
+
+    from bge_runtime.backends import encoder_files
+    from bge_runtime.backends.encoder_files import Encoder
 
 __all__ = ["EncoderWeights", "Layer", "Linear", "Norm", "Quantization", "Range", "linear_inputs", "quantize", "read"]
 
@@ -119,29 +123,27 @@ class EncoderWeights:
         return int(self.words.shape[1])
 
 
-def read(model: Any) -> EncoderWeights:
-    """Read a transformers model of a kind that `packed.supports`."""
-    config = model.config
-    encoder = _encoder(model)
-    tables = encoder.embeddings
-    positions, segments = _array(tables.position_embeddings.weight), _array(tables.token_type_embeddings.weight)
+def read(encoder: Encoder) -> EncoderWeights:
+    """Return the weights of an encoder."""
+    places, segments = _array(encoder.places), _array(encoder.segments)
     return EncoderWeights(
-        words=_array(tables.word_embeddings.weight),
-        places=np.concatenate([positions + segment for segment in segments]),
-        norm=_norm(tables.LayerNorm),
-        layers=tuple(_layer(module) for module in encoder.encoder.layer),
-        head=_head(model, encoder) if type(model).__name__.endswith("Classification") else None,
-        heads=config.num_attention_heads,
-        eps=config.layer_norm_eps,
-        positions=len(positions),
-        pad_id=None if config.model_type == "bert" else int(config.pad_token_id),
+        words=_array(encoder.words),
+        places=np.concatenate([places + segment for segment in segments]),
+        norm=_norm(encoder.norm),
+        layers=tuple(_layer(layer) for layer in encoder.layers),
+        head=None if encoder.head is None else _head(*encoder.head),
+        heads=encoder.heads,
+        eps=encoder.eps,
+        positions=len(places),
+        pad_id=encoder.pad_id,
     )
 
 
 def linear_inputs(model: Any) -> dict[tuple[int, str], Any]:
     """Return a torch module with the same input for each linear map, by number of the layer and name of the map."""
     found = {}
-    for number, module in enumerate(_encoder(model).encoder.layer):
+    encoder = getattr(model, "bert", None) or getattr(model, "roberta", None) or model
+    for number, module in enumerate(encoder.encoder.layer):
         found[number, "qkv"] = module.attention.self.query
         found[number, "attended"] = module.attention.output.dense
         found[number, "up"] = module.intermediate.dense
@@ -192,44 +194,36 @@ def _quantized(linear: Linear, seen: Range, levels: int) -> Linear:
     return replace(linear, int8=int8)
 
 
-def _encoder(model: Any) -> Any:
-    return getattr(model, "bert", None) or getattr(model, "roberta", None) or model
-
-
-def _layer(module: Any) -> Layer:
-    attention, output = module.attention.self, module.attention.output
+def _layer(layer: encoder_files.Layer) -> Layer:
     return Layer(
-        qkv=_linear(attention.query, attention.key, attention.value),
-        attended=_linear(output.dense),
-        norm1=_norm(output.LayerNorm),
-        up=_linear(module.intermediate.dense),
-        down=_linear(module.output.dense),
-        norm2=_norm(module.output.LayerNorm),
+        qkv=_linear(layer.query, layer.key, layer.value),
+        attended=_linear(layer.attended),
+        norm1=_norm(layer.norm1),
+        up=_linear(layer.up),
+        down=_linear(layer.down),
+        norm2=_norm(layer.norm2),
     )
 
 
-def _head(model: Any, encoder: Any) -> tuple[Linear, Linear]:
-    """Return BERT's pooler and classifier, or XLM-R's two layers; two labels become the log-odds of the second."""
-    if hasattr(model.classifier, "out_proj"):
-        dense, last = _linear(model.classifier.dense), _linear(model.classifier.out_proj)
-    else:
-        dense, last = _linear(encoder.pooler.dense), _linear(model.classifier)
-    if len(last.bias) == 2:
-        last = Linear(last.weight[1:] - last.weight[:1], last.bias[1:] - last.bias[:1])
-    return dense, last
+def _head(dense: encoder_files.Linear, last: encoder_files.Linear) -> tuple[Linear, Linear]:
+    """Return both layers of a classification head; two labels become the log-odds of the second."""
+    final = _linear(last)
+    if len(final.bias) == 2:
+        final = Linear(final.weight[1:] - final.weight[:1], final.bias[1:] - final.bias[:1])
+    return _linear(dense), final
 
 
-def _linear(*modules: Any) -> Linear:
+def _linear(*layers: encoder_files.Linear) -> Linear:
     return Linear(
-        np.concatenate([_array(module.weight) for module in modules]),
-        np.concatenate([_array(module.bias) for module in modules]),
+        np.concatenate([_array(each.weight) for each in layers]),
+        np.concatenate([_array(each.bias) for each in layers]),
     )
 
 
-def _norm(module: Any) -> Norm:
-    return Norm(_array(module.weight), _array(module.bias))
+def _norm(norm: encoder_files.Linear) -> Norm:
+    return Norm(_array(norm.weight), _array(norm.bias))
 
 
-def _array(tensor: Any) -> NDArray[np.float32]:
+def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
     array: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
     return array

@@ -16,11 +16,10 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from bge_runtime.backends.base import LoadRequest
+from bge_runtime.backends.base import LoadRequest, missing_weights
 from bge_runtime.backends.llm.prompts import PromptedPairs
 from bge_runtime.backends.lora import apply_adapter, check_peft
-from bge_runtime.backends.torch import no_progress_bars
-from bge_runtime.errors import ModelNotFoundError
+from bge_runtime.backends.torch import check_weights, no_progress_bars
 from bge_runtime.inputs.tokenizing import TokenSequence
 from bge_runtime.models.hub import weight_files
 
@@ -53,7 +52,8 @@ def read_decoder(model_class: Any, request: LoadRequest, **arguments: Any) -> An
         )
     missing = sorted(found["missing_keys"])
     if missing:
-        raise _missing(request, missing)
+        raise missing_weights(request.name, request.folder, missing)
+    check_weights(model, request)
     if "device_map" not in request.model_kwargs:
         model.to(request.device)
     if request.adapter is not None:
@@ -79,7 +79,7 @@ def read_heads(request: LoadRequest, names: Iterable[str]) -> torch.Tensor:
     rows = {name: read_row(request, name) for name in names}
     missing = [name for name, row in rows.items() if row is None]
     if missing:
-        raise _missing(request, missing)
+        raise missing_weights(request.name, request.folder, missing)
     return torch.stack([row for row in rows.values() if row is not None])
 
 
@@ -110,14 +110,6 @@ def padded(batch: Sequence[TokenSequence], device: torch.device) -> tuple[torch.
 def cap(logits: torch.Tensor, limit: float | None) -> torch.Tensor:
     """Return logits bent towards plus and minus `limit`; without one, as they are."""
     return logits if limit is None else torch.tanh(logits / limit) * limit
-
-
-def _missing(request: LoadRequest, names: Sequence[str]) -> ModelNotFoundError:
-    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    return ModelNotFoundError(
-        f"The weights of {request.name!r} in {str(request.folder)!r} lack {len(names)} tensors that its configuration "
-        f"names ({shown}). Fetch them again: bge download {request.name} --force"
-    )
 
 
 def _id_of(tokenizer: Tokenizer, token: Any, otherwise: Any) -> int | None:

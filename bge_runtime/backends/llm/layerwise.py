@@ -24,7 +24,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from bge_runtime.backends.base import LayerScore, LoadRequest, Output
 from bge_runtime.backends.llm import decoder
 from bge_runtime.backends.llm.prompts import DOCUMENT, HEAD, PREDICT, YES_OR_NO
-from bge_runtime.backends.torch import device_errors
+from bge_runtime.backends.results import device_errors
 from bge_runtime.errors import ConfigurationError, UnsupportedModelError
 from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
 

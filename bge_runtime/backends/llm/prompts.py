@@ -33,7 +33,7 @@ class PromptedPairs(Tokenizing):
     """
 
     def __init__(self, tokenizer: Tokenizer, bos: Sequence[int], prompt: str) -> None:
-        """Copy the tokenizer.
+        """Take over the tokenizer.
 
         Args:
             tokenizer: The model's tokenizer.

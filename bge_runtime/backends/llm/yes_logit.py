@@ -15,7 +15,7 @@ from transformers import AutoModel
 from bge_runtime.backends.base import Backend, LoadRequest, Output, without_layers
 from bge_runtime.backends.llm import decoder, layerwise
 from bge_runtime.backends.llm.prompts import YES_OR_NO
-from bge_runtime.backends.torch import device_errors
+from bge_runtime.backends.results import device_errors
 from bge_runtime.errors import ConfigurationError, UnsupportedModelError
 from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
 

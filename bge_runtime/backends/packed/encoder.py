@@ -1,4 +1,4 @@
-"""BERT and XLM-R encoders without padding, over the weights that sentence-transformers loads.
+"""BERT and XLM-R encoders without padding.
 
 The tokens of a batch stand in one matrix, so that no arithmetic is spent on padding. Query, key and value are
 one product, and the last layer is computed only for the rows that the pooling reads. On CPUs the products run on
@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from bge_runtime.backends import torch as plain
+from bge_runtime.backends import encoder_files
 from bge_runtime.backends.base import Backend, LoadRequest, Output, without_layers
+from bge_runtime.backends.encoder_files import Encoder
 from bge_runtime.backends.packed.attention import Layout, choose_attention, on_device
 from bge_runtime.backends.packed.int8 import QuantizedLinear, check_int8
 from bge_runtime.backends.packed.linear import Linear
 from bge_runtime.backends.registry import ENCODERS
+from bge_runtime.backends.results import device_errors, one_logit
 from bge_runtime.errors import UnsupportedModelError
 from bge_runtime.inputs.tokenizing import TokenSequence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PackedBackend", "load", "supports"]
-
-POOLINGS = ("cls", "mean", "last")
+__all__ = ["PackedBackend", "load"]
 
 
 def load(request: LoadRequest) -> Backend:
@@ -38,34 +38,26 @@ def load(request: LoadRequest) -> Backend:
     Raises:
         ConfigurationError: int8 does not run on this machine.
         UnsupportedModelError: int8 of an architecture unknown here.
+        ModelNotFoundError: Weights are missing.
     """
     quantized = request.precision == "int8"
     if quantized:
         check_int8()
         request = replace(request, precision="float32")
-    loaded = plain.load(request)
-    if supports(loaded):
-        return PackedBackend(loaded, quantized=quantized)
-    if quantized:
+    encoder = encoder_files.read_files(request)
+    if encoder is None:
+        from bge_runtime.backends import torch as plain  # imports transformers, which a plain folder does without
+
+        loaded = plain.load(request)
+        encoder = encoder_files.take_apart(loaded, request)
+        if encoder is None and not quantized:
+            return loaded
+    if encoder is None:
         raise UnsupportedModelError(
             f"{request.name!r} is of an architecture or activation that backend='packed' does not compute in int8 "
             f"(it knows {', '.join(ENCODERS)} encoders with GELU). Use precision='bfloat16' or 'float32'."
         )
-    return loaded
-
-
-def supports(loaded: plain.TorchBackend) -> bool:
-    """Return whether this executor computes the loaded model exactly."""
-    model: Any = loaded.model
-    config = model.config
-    return (
-        config.model_type in ENCODERS
-        and type(model).__name__.endswith(("BertModel", "RobertaModel", "ForSequenceClassification"))
-        and config.hidden_act == "gelu"
-        and not getattr(config, "is_decoder", False)
-        and getattr(config, "position_embedding_type", "absolute") in (None, "absolute")
-        and loaded.own_pooling in (None, *POOLINGS)
-    )
+    return PackedBackend(encoder, getattr(torch, request.precision), torch.device(request.device), quantized=quantized)
 
 
 class PackedBackend:
@@ -73,31 +65,26 @@ class PackedBackend:
 
     pads = False
 
-    def __init__(self, loaded: plain.TorchBackend, *, quantized: bool = False) -> None:
-        """Take over the weights; nothing of the module tree is kept but tables, norms and the head."""
-        model: Any = loaded.model
-        config = model.config
-        encoder = getattr(model, "bert", None) or getattr(model, "roberta", None) or model
-        self.tokenizing = loaded.tokenizing
-        self._own_pooling = loaded.own_pooling
-        self._device = encoder.embeddings.word_embeddings.weight.device
-        build = _Build(config, encoder.dtype, self._device, quantized=quantized)
-        self._embed = _Embeddings(encoder.embeddings, build)
-        *first, last = encoder.encoder.layer
+    def __init__(self, encoder: Encoder, dtype: torch.dtype, device: torch.device, *, quantized: bool = False) -> None:
+        """Bring the weights into the form that the products need; `encoder` can be let go of."""
+        self.tokenizing = encoder.tokenizing
+        self._own_pooling = encoder.own_pooling
+        self._device = device
+        build = _Build(encoder, dtype, device, quantized=quantized)
+        self._embed = _Embeddings(encoder, build)
+        *first, last = encoder.layers
         self._layers = [_Layer(layer, build) for layer in first]
         self._last = _LastLayer(last, build)
-        self._head = _head_layers(model, encoder) if type(model).__name__.endswith("Classification") else ()
-        for layer in self._head:
-            layer.to(build.states)
-        kept = [*build.tensors, *(weight for layer in self._head for weight in layer.parameters())]
-        self.parameters = sum(weight.numel() for weight in kept) + sum(each.parameters for each in build.linears)
-        self.bytes = sum(weight.nbytes for weight in kept) + sum(each.bytes for each in build.linears)
+        self._head = [(build.keep(each.weight), build.keep(each.bias)) for each in encoder.head or ()]
+        self.parameters = sum(weight.numel() for weight in build.tensors)
+        self.parameters += sum(linear.parameters for linear in build.linears)
+        self.bytes = sum(weight.nbytes for weight in build.tensors) + sum(linear.bytes for linear in build.linears)
 
     def forward(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:
         """Run one batch; see `Backend.forward`."""
         kind = without_layers(output)
         order = sorted(range(len(batch)), key=lambda index: -len(batch[index].ids))
-        with torch.inference_mode(), plain.device_errors(self._device, len(batch)):
+        with torch.inference_mode(), device_errors(self._device, len(batch)):
             rows = self._run([batch[index] for index in order], self._own_pooling if kind == "model" else kind)
         results: list[Any] = [None] * len(batch)
         for index, row in zip(order, rows, strict=True):
@@ -117,22 +104,22 @@ class PackedBackend:
         states = self._last.read(states, layout, on_device(_filled(read, layout.texts), self._device))[: len(batch)]
         if output == "score" and self._head:
             dense, last = self._head
-            states = plain.one_logit(last(torch.tanh(dense(states))))
+            states = one_logit(functional.linear(torch.tanh(functional.linear(states, *dense)), *last))
         return list(states.float().cpu().numpy())
 
 
 class _Embeddings:
     """Word, position and segment tables, and the first layer norm."""
 
-    def __init__(self, module: Any, build: _Build) -> None:
-        types = module.token_type_embeddings.weight.detach()
-        self._words = build.keep(module.word_embeddings.weight.detach().to(build.table))
+    def __init__(self, encoder: Encoder, build: _Build) -> None:
+        types = build.cast(encoder.segments)
+        self._words = build.keep(encoder.words, build.table)
         # Nearly every token is of segment 0, so its vector is added to the positions once and for all.
-        self._positions = build.keep((module.position_embeddings.weight.detach() + types[0]).to(build.table))
-        self._types = build.keep((types - types[0]).to(build.table))
+        self._positions = build.keep(build.cast(encoder.places) + types[0], build.table)
+        self._types = build.keep(types - types[0], build.table)
         self._states = build.states
-        self._norm = _Norm(module.LayerNorm, build)
-        self._pad_id = None if build.config.model_type == "bert" else int(build.config.pad_token_id)
+        self._norm = _Norm(encoder.norm, build)
+        self._pad_id = encoder.pad_id
 
     def __call__(self, batch: Sequence[TokenSequence], layout: Layout) -> torch.Tensor:
         ids = np.fromiter((token for sequence in batch for token in sequence.ids), np.int64, layout.ends[-1])
@@ -163,10 +150,9 @@ class _Embeddings:
 
 
 class _Norm:
-    def __init__(self, module: Any, build: _Build) -> None:
-        self._weight = build.keep(module.weight.detach().to(build.states))
-        self._bias = build.keep(module.bias.detach().to(build.states))
-        self._eps = build.config.layer_norm_eps
+    def __init__(self, norm: encoder_files.Linear, build: _Build) -> None:
+        self._weight, self._bias = build.keep(norm.weight), build.keep(norm.bias)
+        self._eps = build.eps
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         return functional.layer_norm(states, self._weight.shape, self._weight, self._bias, self._eps)
@@ -175,8 +161,10 @@ class _Norm:
 class _Build:
     """What all parts of a model have in common, and the weights that they hold."""
 
-    def __init__(self, config: Any, dtype: torch.dtype, device: torch.device, *, quantized: bool) -> None:
-        self.config = config
+    def __init__(self, encoder: Encoder, dtype: torch.dtype, device: torch.device, *, quantized: bool) -> None:
+        width = encoder.words.shape[1]
+        self.heads = (encoder.heads, width // encoder.heads)
+        self.eps = encoder.eps
         # On CPUs float32 sums and norms cost no more than bfloat16 ones.
         self.states = torch.float32 if device.type == "cpu" else dtype
         # 16 bits are plenty for tables whose rows are brought to 8 right after.
@@ -184,36 +172,43 @@ class _Build:
         self.attend = choose_attention(device, dtype)
         self.tensors: list[torch.Tensor] = []
         self.linears: list[Linear | QuantizedLinear] = []
+        self._dtype = dtype
+        self._device = device
         self._kind = QuantizedLinear if quantized else Linear
 
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Count a tensor that a part holds."""
-        self.tensors.append(tensor)
-        return tensor
+    def cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a stored tensor as the model computes with it."""
+        return tensor.to(self._device, self._dtype)
 
-    def linear(self, *modules: torch.nn.Linear) -> Linear | QuantizedLinear:
+    def keep(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Copy and count a tensor that a part holds; in `dtype`, else that of the states."""
+        # A copy in any case: the original may be a view of the file, which somebody can write to.
+        kept = self.cast(tensor).to(dtype or self.states, copy=True)
+        self.tensors.append(kept)
+        return kept
+
+    def linear(self, *layers: encoder_files.Linear) -> Linear | QuantizedLinear:
         """Return one layer that computes several of the same input, side by side."""
-        self.linears.append(self._kind(*modules))
+        weight = torch.cat([self.cast(each.weight) for each in layers])
+        self.linears.append(self._kind(weight, torch.cat([self.cast(each.bias) for each in layers])))
         return self.linears[-1]
 
 
 class _Layer:
     """One transformer layer over packed rows."""
 
-    def __init__(self, module: Any, build: _Build) -> None:
-        attention, output = module.attention.self, module.attention.output
-        heads = build.config.num_attention_heads
-        self._shape = (heads, build.config.hidden_size // heads)
+    def __init__(self, layer: encoder_files.Layer, build: _Build) -> None:
+        self._shape = build.heads
         self._attend = build.attend
-        self._project(attention, build)
-        self._attended = build.linear(output.dense)
-        self._norm1 = _Norm(output.LayerNorm, build)
-        self._up = build.linear(module.intermediate.dense)
-        self._down = build.linear(module.output.dense)
-        self._norm2 = _Norm(module.output.LayerNorm, build)
+        self._project(layer, build)
+        self._attended = build.linear(layer.attended)
+        self._norm1 = _Norm(layer.norm1, build)
+        self._up = build.linear(layer.up)
+        self._down = build.linear(layer.down)
+        self._norm2 = _Norm(layer.norm2, build)
 
-    def _project(self, attention: Any, build: _Build) -> None:
-        self._qkv = build.linear(attention.query, attention.key, attention.value)
+    def _project(self, layer: encoder_files.Layer, build: _Build) -> None:
+        self._qkv = build.linear(layer.query, layer.key, layer.value)
 
     def __call__(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return the new states of all rows."""
@@ -232,9 +227,9 @@ class _Layer:
 class _LastLayer(_Layer):
     """A layer that can also be computed for one row of each text only."""
 
-    def _project(self, attention: Any, build: _Build) -> None:
-        self._query = build.linear(attention.query)
-        self._key_value = build.linear(attention.key, attention.value)
+    def _project(self, layer: encoder_files.Layer, build: _Build) -> None:
+        self._query = build.linear(layer.query)
+        self._key_value = build.linear(layer.key, layer.value)
 
     def __call__(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return the new states of all rows."""
@@ -255,10 +250,3 @@ class _LastLayer(_Layer):
 def _filled(column: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
     """Return the column with zeros for the idle rows behind it."""
     return np.concatenate([column, np.zeros(rows - len(column), np.int64)])
-
-
-def _head_layers(model: Any, encoder: Any) -> tuple[torch.nn.Linear, torch.nn.Linear]:
-    """Return the two layers over first-token rows: XLM-R's classifier, or BERT's pooler and classifier."""
-    if hasattr(model.classifier, "out_proj"):
-        return model.classifier.dense, model.classifier.out_proj
-    return encoder.pooler.dense, model.classifier

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bge_runtime.backends.packed.linear import Activation, side_by_side
+from bge_runtime.backends.packed.linear import Activation
 from bge_runtime.errors import ConfigurationError
 
 __all__ = ["QuantizedLinear", "check_int8"]
@@ -52,9 +52,8 @@ def _has_vnni() -> bool:
 class QuantizedLinear:
     """y = activation(x W^T + b), for x of shape (rows, inputs)."""
 
-    def __init__(self, *layers: torch.nn.Linear) -> None:
-        """Quantise the weights of one layer, or of several side by side."""
-        weight, bias = side_by_side(layers)
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Quantise a layer's weight [outputs, inputs]; its bias stays as it is."""
         scales = (weight.abs().amax(1) / 127).clamp_min(1e-12)
         levels = (weight / scales[:, None]).round().to(torch.int8)
         self._scales = scales

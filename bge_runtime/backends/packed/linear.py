@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
-__all__ = ["Activation", "Linear", "has_onednn", "rounded", "side_by_side"]
+__all__ = ["Activation", "Linear", "has_onednn", "rounded"]
 
 Activation = Literal["none", "gelu"]
 PACKING_ROWS = 4096  # rows that the packed layout is tuned for
@@ -28,18 +28,12 @@ def has_onednn(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and hasattr(ops, "_reorder_linear_weight")
 
 
-def side_by_side(layers: tuple[torch.nn.Linear, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weight and bias of one layer that computes several of the same input."""
-    weight = torch.cat([each.weight.detach() for each in layers])
-    return weight, torch.cat([each.bias.detach() for each in layers])
-
-
 class Linear:
     """y = activation(x W^T + b), for x of shape (rows, inputs)."""
 
-    def __init__(self, *layers: torch.nn.Linear) -> None:
-        """Take the weights of one layer, or of several side by side; pack them when oneDNN can use that."""
-        self._weight, self._bias = side_by_side(layers)
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Take a layer's weight [outputs, inputs] and bias; pack them when oneDNN can use that."""
+        self._weight, self._bias = weight, bias
         self._dtype = self._weight.dtype
         self.parameters = self._weight.numel() + self._bias.numel()
         self.bytes = self._weight.nbytes + self._bias.nbytes

@@ -33,8 +33,8 @@ def test_linear_layers_equal_torchs_own(dtype, rows):
     with torch.inference_mode():
         plain = layer(inputs)
         for ours, theirs in (
-            (Linear(layer)(inputs), plain),
-            (Linear(layer)(inputs, "gelu"), torch.nn.functional.gelu(plain)),
+            (Linear(layer.weight, layer.bias)(inputs), plain),
+            (Linear(layer.weight, layer.bias)(inputs, "gelu"), torch.nn.functional.gelu(plain)),
         ):
             torch.testing.assert_close(ours.float(), theirs.float(), atol=tolerance, rtol=tolerance)
 
@@ -44,7 +44,7 @@ def test_without_onednn_the_layer_still_computes(monkeypatch):
     inputs = torch.randn(5, 16)
     monkeypatch.setattr("bge_runtime.backends.packed.linear.has_onednn", lambda dtype: False)
     with torch.inference_mode():
-        torch.testing.assert_close(Linear(layer)(inputs), layer(inputs))
+        torch.testing.assert_close(Linear(layer.weight, layer.bias)(inputs), layer(inputs))
 
 
 def test_few_numbers_of_rows_reach_the_kernels():

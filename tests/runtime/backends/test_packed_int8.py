@@ -40,7 +40,10 @@ def test_each_row_has_a_scale_and_an_offset_of_its_own(vnni, rows, activation):
     inputs = torch.randn(rows, 64) * torch.logspace(-3, 3, rows)[:, None] + torch.linspace(-5, 50, rows)[:, None]
     before = inputs.clone()
     with torch.inference_mode():
-        exact, near = Linear(layer)(inputs, activation), QuantizedLinear(layer)(inputs, activation)
+        exact, near = (
+            Linear(layer.weight, layer.bias)(inputs, activation),
+            QuantizedLinear(layer.weight, layer.bias)(inputs, activation),
+        )
     steps = (inputs.amax(1) - inputs.amin(1)) / 255
     assert ((near - exact).abs().amax(1) <= 3 * steps + 1e-4).all()
     torch.testing.assert_close(inputs, before, atol=0, rtol=0)
@@ -54,7 +57,9 @@ def test_sums_that_overflow_16_bits_are_exact(vnni):
     with torch.inference_mode():
         layer.weight.fill_(1.0)
         layer.bias.zero_()
-        torch.testing.assert_close(QuantizedLinear(layer)(inputs), torch.full((8, 8), 63.0), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            QuantizedLinear(layer.weight, layer.bias)(inputs), torch.full((8, 8), 63.0), atol=1e-3, rtol=0
+        )
 
 
 def test_xlm_roberta_and_classifiers_run_in_int8(vnni, hub_cache):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import bge_runtime
-from bge_runtime.inputs.tokenizing import Framed, Tokenizing
+from bge_runtime.inputs.tokenizing import Framed, Tokenizing, copied
 from tests.checkpoints.decoder_tokenizers import decoder_tokenizer
 from tests.checkpoints.encoder_tokenizers import bert_tokenizer, xlmr_tokenizer
 from tests.contracts.concurrency import in_threads
@@ -64,7 +64,7 @@ def test_the_original_tokenizers_state_is_cleared_on_a_private_copy(tokenizer):
     plain = tokenizer.encode(TEXTS[3]).ids
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=16)
-    tokens = Tokenizing(tokenizer)
+    tokens = Tokenizing(copied(tokenizer))
     assert tokens.texts([TEXTS[3], "panda"], 512).sequences[0].ids == plain
     assert tokens.count([TEXTS[3]]) == [len(plain)]
     assert tokenizer.truncation["max_length"] == 8

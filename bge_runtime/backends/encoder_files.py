@@ -39,6 +39,12 @@ ORDINARY = {
     "max_seq_length": None,
     "do_lower_case": None,
 }
+# How `tokenizer_config.json` and the tokenizer itself call what is done to letters.
+SPELLING = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
 
 
 class Linear(NamedTuple):
@@ -166,11 +172,7 @@ def _pooling(folder: Path, task: str) -> str | None:
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
-    """Return the tokenizer as its file describes it; `None` without one, or if other files add tokens to it.
-
-    The file is what the authors' transformers ran. As it did there, `tokenizer_config.json` decides about letter
-    case, accents and Chinese characters.
-    """
+    """Return the tokenizer as its file describes it; `None` without one, or where other files contradict it."""
     file = folder / "tokenizer.json"
     named = _json(folder / "tokenizer_config.json")
     if not file.exists() or (folder / "added_tokens.json").exists():
@@ -179,13 +181,12 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
     added = named.get("added_tokens_decoder") or {}
     if any(tokenizer.token_to_id(token["content"]) != int(number) for number, token in added.items()):
         return None
-    normalizer = tokenizer.normalizer
-    if isinstance(normalizer, normalizers.BertNormalizer):
-        normalizer.lowercase = named.get("do_lower_case", normalizer.lowercase)
-        normalizer.strip_accents = named.get("strip_accents", normalizer.strip_accents)
-        normalizer.handle_chinese_chars = named.get("tokenize_chinese_chars", normalizer.handle_chinese_chars)
-        tokenizer.normalizer = normalizer
-    return tokenizer
+    rules = tokenizer.normalizer
+    # Which of the two holds differs between versions of transformers, so the installed one decides.
+    contradicted = isinstance(rules, normalizers.BertNormalizer) and any(
+        named.get(name, getattr(rules, own)) != getattr(rules, own) for name, own in SPELLING.items()
+    )
+    return None if contradicted else tokenizer
 
 
 class _Tensors:

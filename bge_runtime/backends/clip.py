@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from bge_runtime.backends.base import LoadRequest, Output
 from bge_runtime.backends.lora import apply_adapter, check_peft
-from bge_runtime.backends.results import device_errors
+from bge_runtime.backends.results import Computing
 from bge_runtime.backends.torch import check_weights, no_progress_bars
 from bge_runtime.errors import UnsupportedModelError
 from bge_runtime.inputs.images import ImageFormat, ImagePixels
@@ -67,6 +67,7 @@ class ClipBackend:
     def __init__(self, model: Any, tokenizer: Any, images: ImageFormat) -> None:
         """Wrap a loaded model."""
         self.model = model.eval()
+        self._computing = Computing(model.device)
         self.tokenizing = Tokenizing(copied(tokenizer.backend_tokenizer))
         weights = list(model.parameters())
         self.parameters = sum(weight.numel() for weight in weights)
@@ -84,7 +85,7 @@ class ClipBackend:
                 f"This CLIP model gives one vector per text or picture, and no output {output!r}. "
                 "Use an encoder such as 'BAAI/bge-small-en-v1.5' for token vectors."
             )
-        with torch.inference_mode(), device_errors(self.model.device, len(batch)):
+        with self._computing(len(batch)):
             features = self._images(batch) if output == "image" else self._texts(batch)
             return list(features.float().cpu().numpy())
 

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from bge_runtime.backends.threads import usable_cores
 from bge_runtime.errors import ConfigurationError, OutOfMemoryError, public
 
 __all__ = ["Accelerators", "DeviceChoice", "check_memory", "choose_device", "default_batch_tokens", "release_memory"]
@@ -22,6 +23,17 @@ PROCESSOR_FEATURES = {
     "amx_bf16": "AMX-BF16",
     "amx_int8": "AMX-INT8",
 }
+# What a user may have set about threads; nothing here sets them.
+THREAD_SETTINGS = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "OMP_PROC_BIND",
+    "GOMP_SPINCOUNT",
+    "KMP_BLOCKTIME",
+    "MKL_NUM_THREADS",
+    "TOKENIZERS_PARALLELISM",
+    "RAYON_NUM_THREADS",
+)
 _ALIASES = {
     "fp32": "float32",
     "fp16": "float16",
@@ -70,8 +82,11 @@ class DeviceChoice:
         """Return what this machine offers, in words, a line per device; asks torch."""
         import torch
 
-        cores, threads = os.cpu_count(), torch.get_num_threads()
-        found = [f"cpu: {platform.machine()}, {cores} cores, torch uses {threads} threads{_processor_features()}"]
+        cores, threads = usable_cores(), torch.get_num_threads()
+        found = [
+            f"cpu: {platform.machine()}, {cores} of {os.cpu_count()} cores for this process, torch uses up to "
+            f"{min(threads, cores)} threads{_settings()}{_processor_features()}"
+        ]
         if torch.cuda.is_available():
             for index in range(torch.cuda.device_count()):
                 facts = torch.cuda.get_device_properties(index)
@@ -203,6 +218,12 @@ def _pick_precision(device: str, found: Accelerators) -> tuple[str, str]:
     if device == "mps":
         return "float16", "float16 is Metal's fast format"
     return "float32", "float32 is exact; precision='bfloat16' is faster on CPUs that have it"
+
+
+def _settings() -> str:
+    """Return the settings of threads that are in force, in words."""
+    found = [f"{name}={os.environ[name]}" for name in THREAD_SETTINGS if name in os.environ]
+    return f" ({', '.join(found)})" if found else ", fewer while others keep cores busy"
 
 
 def _processor_features() -> str:

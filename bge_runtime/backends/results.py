@@ -1,16 +1,38 @@
-"""What every forward pass on torch ends with: errors of our own, and one number per pair."""
+"""What a forward pass on torch has around it: threads that fit the machine, and errors of our own."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
+from bge_runtime.backends.threads import CoreShare
 from bge_runtime.errors import BackendError, OutOfMemoryError, UnsupportedModelError
 
-__all__ = ["device_errors", "one_logit"]
+__all__ = ["Computing", "device_errors", "one_logit"]
+
+
+class Computing:
+    """The surroundings of a model's forward passes; one worker thread enters them."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Watch the machine's cores, where the model runs on them."""
+        self._device = device
+        self._share = CoreShare() if device.type == "cpu" else None
+
+    @contextmanager
+    def __call__(self, texts: int) -> Iterator[None]:
+        """Compute a batch of so many texts.
+
+        Raises:
+            OutOfMemoryError: It does not fit.
+            BackendError: It fails otherwise.
+        """
+        threads = self._share.held() if self._share is not None else nullcontext()
+        with torch.inference_mode(), device_errors(self._device, texts), threads:
+            yield
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from bge_runtime.backends.base import LoadRequest, Output, Pooled, missing_weights, without_layers
 from bge_runtime.backends.lora import apply_adapter, check_peft
-from bge_runtime.backends.results import device_errors, one_logit
+from bge_runtime.backends.results import Computing, one_logit
 from bge_runtime.errors import BackendError, UnsupportedModelError
 from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence, copied
 
@@ -126,6 +126,7 @@ class TorchBackend:
             )
         self.own_pooling = _own_pooling(self._tail)
         self._device = model.device
+        self._computing = Computing(self._device)
         self._pad_id = int(transformer.tokenizer.pad_token_id or 0)
         self._nothing = TokenSequence([self._pad_id], [0])
         weights = list(model.parameters())
@@ -137,7 +138,7 @@ class TorchBackend:
         """Run one padded batch; see `Backend.forward`."""
         # Qwen's tokenizer gives an empty text no token at all.
         batch = [sequence if sequence.ids else self._nothing for sequence in batch]
-        with torch.inference_mode(), device_errors(self._device, len(batch)):
+        with self._computing(len(batch)):
             return self._run(batch, without_layers(output))
 
     def _run(self, batch: Sequence[TokenSequence], output: Pooled) -> Sequence[NDArray[np.float32]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from bge_runtime.backends.exported.rectangles import INPUTS, Rectangle
 from bge_runtime.backends.exported.session import Session
 from bge_runtime.backends.exported.weights import EncoderWeights
 from bge_runtime.backends.registry import find_backend
+from bge_runtime.backends.threads import usable_cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,7 +84,7 @@ def _options() -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    options.intra_op_num_threads = usable_cores()
     # On CPUs without VNNI the product of uint8 and int8 saturates (cosines of 0.989): weights become uint8 there.
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3  # errors; they are raised as well

@@ -12,6 +12,7 @@ from bge_runtime.backends.exported.rectangles import Rectangle
 from bge_runtime.backends.exported.session import Session
 from bge_runtime.backends.exported.weights import EncoderWeights
 from bge_runtime.backends.registry import find_backend
+from bge_runtime.backends.threads import usable_cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,6 +79,7 @@ class _Compiled:
             "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
             "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all cores
             "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": usable_cores(),  # of its own accord it counts those of the whole machine
             # Kernels are kept by shape, 5,000 of them unless told otherwise: hundreds of megabytes of an int8 model.
             "CPU_RUNTIME_CACHE_CAPACITY": 256,
         }

@@ -24,7 +24,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from bge_runtime.backends.base import LayerScore, LoadRequest, Output
 from bge_runtime.backends.llm import decoder
 from bge_runtime.backends.llm.prompts import DOCUMENT, HEAD, PREDICT, YES_OR_NO
-from bge_runtime.backends.results import device_errors
+from bge_runtime.backends.results import Computing
 from bge_runtime.errors import ConfigurationError, UnsupportedModelError
 from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
 
@@ -78,6 +78,7 @@ class LayerwiseBackend(ABC):
         self.layers = range(config["start_layer"], config["num_hidden_layers"] + 1)
         self._model = self._read(request, config)
         self._device = self._model.embed_tokens.weight.device
+        self._computing = Computing(self._device)
         self._heads = decoder.read_heads(request, self._head_names()).to(self._device)
         self._limit = config.get("final_logit_softcapping")
         weights = [*self._model.parameters(), self._heads]
@@ -96,7 +97,7 @@ class LayerwiseBackend(ABC):
                 f"Layers {wanted.layers} are not all among those that have a score head: "
                 f"{self.layers[0]} to {self.layers[-1]}."
             )
-        with torch.inference_mode(), device_errors(self._device, len(batch)):
+        with self._computing(len(batch)):
             scores = self._run(batch, wanted).cpu().numpy()
         return list(scores) if isinstance(output, LayerScore) else list(scores[:, 0])
 

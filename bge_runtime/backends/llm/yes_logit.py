@@ -15,7 +15,7 @@ from transformers import AutoModel
 from bge_runtime.backends.base import Backend, LoadRequest, Output, without_layers
 from bge_runtime.backends.llm import decoder, layerwise
 from bge_runtime.backends.llm.prompts import YES_OR_NO
-from bge_runtime.backends.results import device_errors
+from bge_runtime.backends.results import Computing
 from bge_runtime.errors import ConfigurationError, UnsupportedModelError
 from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
 
@@ -57,6 +57,7 @@ class YesLogitBackend:
         self.tokenizing: Tokenizing = tokenizing
         self._model = decoder.read_decoder(AutoModel, request, **request.config_kwargs)
         self._device = self._model.get_input_embeddings().weight.device
+        self._computing = Computing(self._device)
         self._answer = self._read_answer(request, tokenizing.first_id(ANSWER)).to(self._device)
         self._limit = config.get("final_logit_softcapping")
         weights = list(self._model.parameters())
@@ -69,7 +70,7 @@ class YesLogitBackend:
             raise ConfigurationError(
                 f"output={output!r} is not what an LLM reranker gives. Use an embedder for vectors."
             )
-        with torch.inference_mode(), device_errors(self._device, len(batch)):
+        with self._computing(len(batch)):
             ids, lengths = decoder.padded(batch, self._device)
             states = self._model(input_ids=ids, use_cache=False).last_hidden_state
             last = states[torch.arange(len(batch), device=self._device), lengths - 1].float()

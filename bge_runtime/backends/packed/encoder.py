@@ -22,7 +22,7 @@ from bge_runtime.backends.packed.attention import Layout, choose_attention, on_d
 from bge_runtime.backends.packed.int8 import QuantizedLinear, check_int8
 from bge_runtime.backends.packed.linear import Linear
 from bge_runtime.backends.registry import ENCODERS
-from bge_runtime.backends.results import device_errors, one_logit
+from bge_runtime.backends.results import Computing, one_logit
 from bge_runtime.errors import UnsupportedModelError
 from bge_runtime.inputs.tokenizing import TokenSequence
 
@@ -70,6 +70,7 @@ class PackedBackend:
         self.tokenizing = encoder.tokenizing
         self._own_pooling = encoder.own_pooling
         self._device = device
+        self._computing = Computing(device)
         build = _Build(encoder, dtype, device, quantized=quantized)
         self._embed = _Embeddings(encoder, build)
         *first, last = encoder.layers
@@ -84,7 +85,7 @@ class PackedBackend:
         """Run one batch; see `Backend.forward`."""
         kind = without_layers(output)
         order = sorted(range(len(batch)), key=lambda index: -len(batch[index].ids))
-        with torch.inference_mode(), device_errors(self._device, len(batch)):
+        with self._computing(len(batch)):
             rows = self._run([batch[index] for index in order], self._own_pooling if kind == "model" else kind)
         results: list[Any] = [None] * len(batch)
         for index, row in zip(order, rows, strict=True):

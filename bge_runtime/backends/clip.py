@@ -85,7 +85,7 @@ class ClipBackend:
                 f"This CLIP model gives one vector per text or picture, and no output {output!r}. "
                 "Use an encoder such as 'BAAI/bge-small-en-v1.5' for token vectors."
             )
-        with self._computing(len(batch)):
+        with self._computing(batch):
             features = self._images(batch) if output == "image" else self._texts(batch)
             return list(features.float().cpu().numpy())
 

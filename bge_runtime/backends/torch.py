@@ -138,7 +138,7 @@ class TorchBackend:
         """Run one padded batch; see `Backend.forward`."""
         # Qwen's tokenizer gives an empty text no token at all.
         batch = [sequence if sequence.ids else self._nothing for sequence in batch]
-        with self._computing(len(batch)):
+        with self._computing(batch):
             return self._run(batch, without_layers(output))
 
     def _run(self, batch: Sequence[TokenSequence], output: Pooled) -> Sequence[NDArray[np.float32]]:
@@ -167,7 +167,7 @@ class TorchBackend:
             length = len(sequence.ids)
             ids[row, :length] = sequence.ids
             mask[row, :length] = 1
-            types[row, :length] = sequence.type_ids
+            types[row, :length] = list(sequence.type_ids)
         features = {"input_ids": ids, "attention_mask": mask}
         if types.any():
             features["token_type_ids"] = types

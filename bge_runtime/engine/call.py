@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +16,9 @@ from bge_runtime.engine.job import Input, Job, Output
 
 __all__ = ["Call", "Prepared", "Rows"]
 
-# Inputs prepared and sorted together: enough for batches of equal lengths, little enough to bound memory.
+# Items prepared and sorted together: enough for batches of equal lengths, little enough to bound memory.
 WINDOW = 4096
+WINDOW_SIZE = 1_000_000  # characters of texts: some 250,000 tokens of English, four of a GPU's batches
 # One window waits while another is computed; a third would only hold memory.
 IN_FLIGHT = 2
 
@@ -70,6 +71,8 @@ class Call:
         bulk: Whether interactive work goes first.
         deadline: When to stop: small windows are then computed in order, and those that it cuts off are missing.
         window: Items prepared at a time.
+        sizes: Returns what each item adds to its window, which holds `WINDOW_SIZE` at most, or one item; `None` counts
+            items only.
         refuse: Called with the number of items cut so far and of all; may raise.
         on_progress: Called on a worker with the number of inputs just finished.
     """
@@ -80,6 +83,7 @@ class Call:
     bulk: bool = False
     deadline: Deadline | None = None
     window: int | None = None
+    sizes: Callable[[Sequence[Any]], Sequence[int]] | None = None
     refuse: Callable[[int, int], object] | None = None
     on_progress: Callable[[int], object] | None = None
 
@@ -91,10 +95,10 @@ class Call:
         pending: deque[Job] = deque()
         rows = Rows()
         try:
-            for start in range(0, len(items), window):
+            for part in self._windows(items, window):
                 if self.deadline is not None and self.deadline.passed:
                     break
-                inputs = yield from self._prepared(partial(prepare, items[start : start + window]))
+                inputs = yield from self._prepared(partial(prepare, part))
                 rows.cut += inputs.truncated
                 rows.passages += inputs.passages
                 if rows.cut and self.refuse is not None:
@@ -108,6 +112,17 @@ class Call:
             for job in pending:
                 job.future.cancel()
         return rows
+
+    def _windows(self, items: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
+        """Divide the items, in their order."""
+        start = total = 0
+        for end, size in enumerate(self.sizes(items) if self.sizes is not None else ()):
+            if end > start and (end - start == most or total + size > WINDOW_SIZE):
+                yield items[start:end]
+                start, total = end, 0
+            total += size
+        for first in range(start, len(items), most):
+            yield items[first : first + most]
 
     def _prepared(self, prepare: Callable[[], Prepared]) -> Flow[Prepared]:
         """Tokenise texts, or read pictures, when the queue has room for the result."""

@@ -62,14 +62,14 @@ class Job:
         self.batch_tokens = batch_tokens
         self.batch_size = batch_size
         self.bulk = bulk
-        self._lengths = [sequence.length for sequence in sequences]
-        self.tokens = sum(self._lengths)
+        self.lengths = [sequence.length for sequence in sequences]
+        self.tokens = sum(self.lengths)
         self.queued_at = time.perf_counter()
         self.started = False
         self._on_progress = on_progress
         self._results: list[Any] = [None] * len(sequences)
         # Longest first: what shares a batch is then of like length, and the last batch is the cheapest.
-        self._waiting = deque(sorted(range(len(sequences)), key=self._lengths.__getitem__, reverse=True))
+        self._waiting = deque(sorted(range(len(sequences)), key=self.lengths.__getitem__, reverse=True))
         self._missing = len(sequences)
         self._delivering = threading.Lock()
 
@@ -85,7 +85,7 @@ class Job:
 
     def next_length(self) -> int:
         """Return the number of tokens of the next input."""
-        return self._lengths[self._waiting[0]]
+        return self.lengths[self._waiting[0]]
 
     def take(self) -> int:
         """Return the index of the next input."""

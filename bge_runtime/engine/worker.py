@@ -265,7 +265,7 @@ class Worker:
         replica = self._replica
         assert replica.backend is not None
         sequences = batch.sequences
-        lengths = [sequence.length for sequence in sequences]
+        lengths = [job.lengths[index] for job, index in batch.items]
         tokens = sum(lengths)
         padded = len(lengths) * max(lengths) if replica.backend.pads else tokens
         started = time.perf_counter()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from bge_runtime.errors import ConfigurationError
 from bge_runtime.inputs.prepared import PreparedInputs
@@ -11,10 +12,11 @@ from bge_runtime.inputs.prepared import PreparedInputs
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Framed", "TokenSequence", "Tokenizing", "copied", "split_ids"]
+__all__ = ["Framed", "TokenSequence", "Tokenizing", "characters", "copied", "split_ids"]
 
 QUERY_SHARE = 0.75  # FlagEmbedding caps the query of a pair at three quarters of max_length
-TEXTS_PER_CALL = 512
+# What the tokenizer gets at once: enough for all its threads, and its results hold 100 bytes and more per token.
+TEXTS_PER_CALL = 128
 
 
 class Framed(NamedTuple):
@@ -34,10 +36,10 @@ class Framed(NamedTuple):
 
 
 class TokenSequence(NamedTuple):
-    """Token ids of one input, and their segment ids."""
+    """Token ids of one input, and their segment ids; what waits in a queue is held as arrays, not as lists."""
 
-    ids: list[int]
-    type_ids: list[int]
+    ids: Sequence[int]
+    type_ids: Sequence[int]
 
     @property
     def length(self) -> int:
@@ -53,10 +55,11 @@ class _Template(NamedTuple):
     size: int
 
     def build(self, *texts: Sequence[int]) -> TokenSequence:
-        ids, types = list(self.runs[0].ids), list(self.runs[0].type_ids)
+        ids, types = array("i", self.runs[0].ids), bytes(self.runs[0].type_ids)
         for text, type_id, run in zip(texts, self.type_ids, self.runs[1:], strict=True):
-            ids += [*text, *run.ids]
-            types += [type_id] * len(text) + run.type_ids
+            ids.extend(text)
+            ids.extend(run.ids)
+            types += bytes([type_id]) * len(text) + bytes(run.type_ids)
         return TokenSequence(ids, types)
 
 
@@ -158,9 +161,8 @@ class Tokenizing:
 
     def _content(self, texts: Sequence[str]) -> Iterable[list[int]]:
         for start in range(0, len(texts), TEXTS_PER_CALL):
-            for encoding in self._tokenizer.encode_batch_fast(
-                texts[start : start + TEXTS_PER_CALL], add_special_tokens=False
-            ):
+            part = texts[start : start + TEXTS_PER_CALL]
+            for encoding in self._tokenizer.encode_batch_fast(part, add_special_tokens=False):
                 yield encoding.ids
 
     def _cut_inside(self, framed: Framed, ids: list[int], room: int) -> list[int]:
@@ -186,17 +188,25 @@ class Tokenizing:
     def _template(self, *texts: str) -> _Template:
         """Learn from an encoding which special tokens stand where."""
         encoding = self._tokenizer.encode(texts[0], texts[1] if len(texts) == 2 else None)
-        runs = [TokenSequence([], []) for _ in range(len(texts) + 1)]
+        runs: list[tuple[list[int], list[int]]] = [([], []) for _ in range(len(texts) + 1)]
         type_ids = [0] * len(texts)
         position = 0
         for token, type_id, owner in zip(encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True):
             if owner is None:
-                runs[position].ids.append(token)
-                runs[position].type_ids.append(type_id)
+                runs[position][0].append(token)
+                runs[position][1].append(type_id)
             else:
                 position = owner + 1
                 type_ids[owner] = type_id
-        return _Template(tuple(runs), tuple(type_ids), sum(len(run.ids) for run in runs))
+        return _Template(tuple(TokenSequence(*run) for run in runs), tuple(type_ids), sum(len(ids) for ids, _ in runs))
+
+
+def characters(items: Iterable[Any]) -> list[int]:
+    """Return the length of each text, pair, or text in a frame; of a picture, that of its name."""
+    return [
+        len(item) if isinstance(item, str) else sum(len(part) for part in item if isinstance(part, str))
+        for item in items
+    ]
 
 
 def split_ids(ids: list[int], room: int, overlap: int | None) -> list[list[int]]:

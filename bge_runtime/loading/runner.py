@@ -13,6 +13,7 @@ from bge_runtime.engine.flow import Flow
 from bge_runtime.engine.job import Output
 from bge_runtime.errors import ConfigurationError, InputTooLongError, check_count
 from bge_runtime.inputs.checks import once
+from bge_runtime.inputs.tokenizing import characters
 from bge_runtime.loading.loaded import LoadedModel
 from bge_runtime.loading.source import ModelSource
 from bge_runtime.loading.store import STORE
@@ -107,6 +108,7 @@ class Runner:
                 bulk=bulk,
                 deadline=deadline,
                 window=window,
+                sizes=characters,
                 refuse=self._refuse if self._truncation == "error" else None,
                 on_progress=progress,
             )

@@ -35,7 +35,9 @@ class Probe:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the probe for a JSON file."""
-        return {"ids": self.sequence.ids, "type_ids": self.sequence.type_ids, "expected": dict(self.expected)}
+        return {name: list(value) for name, value in self.sequence._asdict().items()} | {
+            "expected": dict(self.expected)
+        }
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Probe:

@@ -59,7 +59,7 @@ class Places:
                     f"A text of {len(ids)} tokens is longer than the model's {self.positions} positions. "
                     "Lower max_length."
                 )
-            found.append(place + np.asarray(type_ids) * self.positions)
+            found.append(place + np.asarray(list(type_ids)) * self.positions)
         return np.concatenate(found).astype(np.int32)
 
 

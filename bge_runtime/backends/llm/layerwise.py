@@ -97,7 +97,7 @@ class LayerwiseBackend(ABC):
                 f"Layers {wanted.layers} are not all among those that have a score head: "
                 f"{self.layers[0]} to {self.layers[-1]}."
             )
-        with self._computing(len(batch)):
+        with self._computing(batch):
             scores = self._run(batch, wanted).cpu().numpy()
         return list(scores) if isinstance(output, LayerScore) else list(scores[:, 0])
 

@@ -70,7 +70,7 @@ class YesLogitBackend:
             raise ConfigurationError(
                 f"output={output!r} is not what an LLM reranker gives. Use an embedder for vectors."
             )
-        with self._computing(len(batch)):
+        with self._computing(batch):
             ids, lengths = decoder.padded(batch, self._device)
             states = self._model(input_ids=ids, use_cache=False).last_hidden_state
             last = states[torch.arange(len(batch), device=self._device), lengths - 1].float()

@@ -85,7 +85,7 @@ class PackedBackend:
         """Run one batch; see `Backend.forward`."""
         kind = without_layers(output)
         order = sorted(range(len(batch)), key=lambda index: -len(batch[index].ids))
-        with self._computing(len(batch)):
+        with self._computing(batch):
             rows = self._run([batch[index] for index in order], self._own_pooling if kind == "model" else kind)
         results: list[Any] = [None] * len(batch)
         for index, row in zip(order, rows, strict=True):
@@ -123,14 +123,15 @@ class _Embeddings:
         self._pad_id = encoder.pad_id
 
     def __call__(self, batch: Sequence[TokenSequence], layout: Layout) -> torch.Tensor:
-        ids = np.fromiter((token for sequence in batch for token in sequence.ids), np.int64, layout.ends[-1])
+        ids = np.concatenate([sequence.ids for sequence in batch], dtype=np.int64)
         starts = np.repeat(layout.ends - layout.lengths, layout.lengths)
         positions = np.arange(len(ids)) - starts
         if self._pad_id is not None:
             positions = self._roberta_positions(ids, starts, positions)
         columns = [ids, positions]
         if any(sequence.type_ids[-1] for sequence in batch):
-            columns.append(np.fromiter((kind for sequence in batch for kind in sequence.type_ids), np.int64, len(ids)))
+            kinds = b"".join(bytes(sequence.type_ids) for sequence in batch)
+            columns.append(np.frombuffer(kinds, np.uint8).astype(np.int64))
         indices = on_device(np.stack([_filled(column, layout.rows) for column in columns]), self._words.device)
         states = functional.embedding(indices[0], self._words).to(self._states)
         states += functional.embedding(indices[1], self._positions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import bge_runtime
-from bge_runtime.inputs.tokenizing import Framed, Tokenizing, copied
+from bge_runtime.inputs.tokenizing import Framed, Tokenizing, characters, copied
 from tests.checkpoints.decoder_tokenizers import decoder_tokenizer
 from tests.checkpoints.encoder_tokenizers import bert_tokenizer, xlmr_tokenizer
 from tests.contracts.concurrency import in_threads
@@ -19,18 +19,20 @@ def tokenizer(request):
     return FAMILIES[request.param]()
 
 
+def as_lists(sequences):
+    return [(list(each.ids), list(each.type_ids)) for each in sequences]
+
+
 def test_texts_get_the_ids_that_the_tokenizer_gives(tokenizer):
     tokens = Tokenizing(tokenizer).texts(TEXTS, 512)
-    assert [sequence.ids for sequence in tokens.sequences] == [tokenizer.encode(text).ids for text in TEXTS]
-    assert [sequence.type_ids for sequence in tokens.sequences] == [tokenizer.encode(text).type_ids for text in TEXTS]
+    assert as_lists(tokens.sequences) == as_lists(tokenizer.encode(text) for text in TEXTS)
     assert tokens.truncated == 0
 
 
 def test_pairs_get_the_ids_that_the_tokenizer_gives(tokenizer):
     pairs = [(query, document) for query in TEXTS for document in TEXTS]
     tokens = Tokenizing(tokenizer).pairs(pairs, 1024)
-    assert [sequence.ids for sequence in tokens.sequences] == [tokenizer.encode(*pair).ids for pair in pairs]
-    assert [sequence.type_ids for sequence in tokens.sequences] == [tokenizer.encode(*pair).type_ids for pair in pairs]
+    assert as_lists(tokens.sequences) == as_lists(tokenizer.encode(*pair) for pair in pairs)
 
 
 @pytest.mark.parametrize("limit", [16, 33, 64])
@@ -39,14 +41,14 @@ def test_a_long_pair_loses_the_end_of_its_document_and_keeps_its_special_tokens(
     reference.enable_truncation(limit, strategy="only_second")
     pair = ("The giant panda", TEXTS[3])
     tokens = Tokenizing(tokenizer).pairs([pair], limit)
-    assert tokens.sequences[0].ids == reference.encode(*pair).ids
+    assert as_lists(tokens.sequences) == as_lists([reference.encode(*pair)])
     assert tokens.truncated == 1
 
 
 @pytest.mark.parametrize("limit", [16, 40, 512])
 def test_a_long_query_keeps_three_quarters(tokenizer, limit):
     query = "panda " * 1000
-    ids = Tokenizing(tokenizer).pairs([(query, "dog " * 1000)], limit).sequences[0].ids
+    ids = Tokenizing(tokenizer).pairs([(query, "dog " * 1000)], limit).sequences[0].ids.tolist()
     panda = tokenizer.encode("panda panda", add_special_tokens=False).ids[1]
     assert len(ids) == limit
     assert ids.count(panda) == int(0.75 * limit)
@@ -56,7 +58,7 @@ def test_a_long_query_keeps_three_quarters(tokenizer, limit):
 def test_a_long_text_loses_its_end(tokenizer, limit):
     tokens = Tokenizing(tokenizer).texts(["panda dog", TEXTS[3], TEXTS[3]], limit)
     full = tokenizer.encode(TEXTS[3]).ids
-    assert tokens.sequences[1].ids == [*full[: limit - 1], full[-1]]
+    assert list(tokens.sequences[1].ids) == [*full[: limit - 1], full[-1]]
     assert tokens.truncated == (3 if limit == 3 else 2)
 
 
@@ -65,7 +67,7 @@ def test_the_original_tokenizers_state_is_cleared_on_a_private_copy(tokenizer):
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=16)
     tokens = Tokenizing(copied(tokenizer))
-    assert tokens.texts([TEXTS[3], "panda"], 512).sequences[0].ids == plain
+    assert tokens.texts([TEXTS[3], "panda"], 512).sequences[0].ids.tolist() == plain
     assert tokens.count([TEXTS[3]]) == [len(plain)]
     assert tokenizer.truncation["max_length"] == 8
     assert tokenizer.padding["length"] == 16
@@ -126,11 +128,20 @@ def test_a_text_in_a_frame_is_cut_between_its_head_and_its_tail(family, examples
     least = len(tokenizer.encode(head + tail).ids) + 2
     for limit in range(least, full + 4):
         tokens = Tokenizing(tokenizer).texts([Framed(examples, head, text, tail), "x"], limit)
-        ids = tokens.sequences[0].ids
+        ids = list(tokens.sequences[0].ids)
         assert ids in allowed
         assert len(ids) <= limit + before
         # A character of four bytes goes as a whole, and the tail is counted alone.
         assert tokens.truncated == (ids != allowed[-1])
         assert ids == allowed[-1] or len(ids) >= limit + before - 8
-        assert tokens.sequences[1].ids == tokenizer.encode("x").ids
+        assert list(tokens.sequences[1].ids) == tokenizer.encode("x").ids
     assert ids == allowed[-1]
+
+
+def test_what_waits_in_a_queue_takes_five_bytes_a_token(tokenizer):
+    sequence = Tokenizing(tokenizer).texts(["zymurgy " * 500], 512).sequences[0]
+    assert memoryview(sequence.ids).nbytes + memoryview(sequence.type_ids).nbytes == 5 * sequence.length
+
+
+def test_the_size_of_an_item_is_its_characters():
+    assert characters(["panda", ("panda", "dog"), Framed("a", "bc", "", "d"), ("name", object())]) == [5, 8, 4, 4]

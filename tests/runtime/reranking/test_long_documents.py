@@ -36,10 +36,10 @@ def model(request, hub_cache):
 def test_passages_hold_every_token_in_order_and_overlap(overlap, size):
     text = " ".join(["panda", "dog", "cat"][n % 3] for n in range(size))
     tokenizing = Tokenizing(bert_tokenizer())
-    whole = tokenizing.texts([text], 512).sequences[0].ids[1:-1]
+    whole = tokenizing.texts([text], 512).sequences[0].ids.tolist()[1:-1]
     tokens = tokenizing.texts([text], 7, overlap=overlap)
     assert tokens.passages == [len(tokens.sequences)]
-    parts = [sequence.ids[1:-1] for sequence in tokens.sequences]
+    parts = [sequence.ids.tolist()[1:-1] for sequence in tokens.sequences]
     if overlap is None:
         assert parts == [whole[:5]]
         assert tokens.truncated == (len(whole) > 5)

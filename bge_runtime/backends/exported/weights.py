@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from bge_runtime.backends import encoder_files
     from bge_runtime.backends.encoder_files import Encoder
 
-__all__ = ["EncoderWeights", "Layer", "Linear", "Norm", "Quantization", "Range", "linear_inputs", "quantize", "read"]
+__all__ = [
+    "EncoderWeights",
+    "Layer",
+    "Linear",
+    "Norm",
+    "Quantization",
+    "Range",
+    "linear_modules",
+    "quantize",
+    "read",
+    "without_int8",
+]
 
 # How much of the spread between an input's channels moves into the weights (SmoothQuant). Measured on
 # all-MiniLM-L6-v2: 0.5 and 1.0 both let the lowest cosine fall under 0.985.
@@ -59,6 +70,16 @@ class Linear:
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     int8: Quantization | None = None
+
+    def rounded(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what the layer computes in int8, worked out in float32; without int8, the exact result."""
+        int8 = self.int8
+        if int8 is None:
+            exact: NDArray[np.float32] = rows @ self.weight.T + self.bias
+            return exact
+        levels = np.clip(np.rint(rows / (int8.smoothing * int8.step)) + int8.zero_point, 0, LEVELS) - int8.zero_point
+        product: NDArray[np.float32] = levels @ int8.weight.astype(np.float32).T * (int8.scale * np.float32(int8.step))
+        return product + self.bias
 
     def rows(self, start: int, stop: int) -> Linear:
         """Return the layer that computes only these outputs."""
@@ -139,15 +160,16 @@ def read(encoder: Encoder) -> EncoderWeights:
     )
 
 
-def linear_inputs(model: Any) -> dict[tuple[int, str], Any]:
-    """Return a torch module with the same input for each linear map, by number of the layer and name of the map."""
-    found = {}
+def linear_modules(model: Any) -> dict[tuple[int, str], tuple[Any, ...]]:
+    """Return the torch modules of each linear map, by number of the layer and name of the map; all read one input."""
+    found: dict[tuple[int, str], tuple[Any, ...]] = {}
     encoder = getattr(model, "bert", None) or getattr(model, "roberta", None) or model
     for number, module in enumerate(encoder.encoder.layer):
-        found[number, "qkv"] = module.attention.self.query
-        found[number, "attended"] = module.attention.output.dense
-        found[number, "up"] = module.intermediate.dense
-        found[number, "down"] = module.output.dense
+        attention = module.attention.self
+        found[number, "qkv"] = (attention.query, attention.key, attention.value)
+        found[number, "attended"] = (module.attention.output.dense,)
+        found[number, "up"] = (module.intermediate.dense,)
+        found[number, "down"] = (module.output.dense,)
     return found
 
 
@@ -169,6 +191,20 @@ def quantize(
             up=_quantized(layer.up, ranges[number, "up"], levels),
             down=_quantized(layer.down, ranges[number, "down"], levels),
         )
+        for number, layer in enumerate(weights.layers)
+    )
+    return replace(weights, layers=layers)
+
+
+def without_int8(weights: EncoderWeights, maps: Collection[tuple[int, str]]) -> EncoderWeights:
+    """Return the weights with these linear maps in float32 again.
+
+    Args:
+        weights: What `quantize` returned.
+        maps: Layer number and name of each.
+    """
+    layers = tuple(
+        replace(layer, **{name: replace(getattr(layer, name), int8=None) for at, name in maps if at == number})
         for number, layer in enumerate(weights.layers)
     )
     return replace(weights, layers=layers)

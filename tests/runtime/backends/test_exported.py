@@ -11,6 +11,7 @@ import pytest
 
 from bge_runtime.backends import registry as backends
 from bge_runtime.backends.base import LoadRequest
+from bge_runtime.backends.exported import conversion, weights
 from bge_runtime.backends.exported.onnx_file import ModelWriter
 from bge_runtime.backends.exported.rectangles import Places, groups, pack
 from bge_runtime.errors import BackendError, ConfigurationError, OutOfMemoryError, UnsupportedModelError
@@ -141,6 +142,30 @@ def test_faster_precisions_stay_within_their_stated_error(loaded, name, precisio
     assert measured.min() >= least
     assert measured.mean() >= least_mean
     assert measured.min() < 0.9999999 or precision == "bfloat16"  # int8 did run
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0.0, 8), (100.0, 0)])
+def test_a_map_that_int8_changes_too_much_stays_in_float32(tmp_path, monkeypatch, limit, kept):
+    monkeypatch.setattr(conversion, "MOST_INT8_ERROR", limit)
+    folder = write_checkpoint(tmp_path / "m", SEEDED["bert"])
+    made = on_own_thread(lambda: conversion.convert(request_of(folder, precision="int8"), "onnx", 127))
+    exact = on_own_thread(lambda: conversion.convert(request_of(folder), "onnx", 127))
+    linears = [linear for layer in made.weights.layers for linear in layer.linears]
+    assert [linear.int8 is None for linear in linears].count(True) == kept
+    saved = 3 * sum(linear.weight.size for linear in linears if linear.int8 is not None)
+    assert made.facts.bytes == exact.facts.bytes - saved
+
+
+def test_a_rounded_map_differs_by_the_error_of_8_bits():
+    dice = np.random.default_rng(3)
+    rows, weight = dice.normal(size=(50, 24)).astype(np.float32), dice.normal(size=(12, 24)).astype(np.float32)
+    plain_linear = weights.Linear(weight, np.ones(12, np.float32))
+    seen = weights.Range(rows.min(0), rows.max(0))
+    rounded = weights._quantized(plain_linear, seen, 127)
+    exact = rows @ weight.T + 1
+    np.testing.assert_allclose(plain_linear.rounded(rows), exact, rtol=1e-5, atol=1e-5)
+    off = np.linalg.norm(rounded.rounded(rows) - exact) / np.linalg.norm(exact)
+    assert 0.0005 < off < 0.02
 
 
 def test_int8_scores_stay_near_the_models_own(loaded, name):

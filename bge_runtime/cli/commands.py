@@ -112,7 +112,9 @@ def models(as_json: AsJson = False) -> None:
     for reason in dict.fromkeys(spec.unsupported for spec in specs if spec.unsupported is not None):
         names = ", ".join(spec.id for spec in specs if spec.unsupported == reason)
         _say("")
-        for line in textwrap.wrap(f"not runnable: {names}: {reason}", 80, subsequent_indent="  ", break_on_hyphens=False):
+        for line in textwrap.wrap(
+            f"not runnable: {names}: {reason}", 80, subsequent_indent="  ", break_on_hyphens=False
+        ):
             _say(line)
 
 

@@ -19,8 +19,9 @@ from bge_runtime import InputError
 
 __all__ = ["Section", "UnreadableFileError", "from_html", "from_markdown", "from_xhtml"]
 
-# Blocks inside blocks. Lists count twice, and the time that brackets take grows with it.
-MAX_NESTING = 50
+# Blocks inside blocks, where a list counts twice; and brackets inside brackets, whose time grows with it.
+MAX_NESTING = 100
+MAX_INLINE_NESTING = 20
 # Every section repeats the headings above it. What is longer is no heading, and is text as well.
 MAX_TITLE = 300
 # Characters of front matter that show what it is.
@@ -86,6 +87,9 @@ _CELLS = frozenset({"td", "th"})
 _SWALLOWING = _UNREAD | {"plaintext", "textarea", "title", "xmp"}
 
 
+_CONTAINERS = frozenset({"blockquote_open", "list_item_open"})
+
+
 class _Reader:
     """Takes a page's visible text into an outline."""
 
@@ -126,6 +130,8 @@ class _Reader:
             self._pieces.append("`")  # as it is written in text: models tell names from words by it
         elif tag == "img":
             self._pieces.append(str(element.attrs.get("alt") or ""))
+        elif tag == "br" and self._preformatted:
+            self._pieces.append("\n")
         elif tag in _BLOCKS:
             self._break(tag)
             self._preformatted += tag == "pre"
@@ -144,7 +150,8 @@ class _Reader:
         if self._heading is not None:
             self._pieces.append(" ")
         elif self._preformatted and tag != "pre":
-            self._pieces.append("\n")
+            if not "".join(self._pieces[-1:]).endswith("\n"):
+                self._pieces.append("\n")
         else:
             self._flush()
             if tag in _PARAGRAPHS and self.outline.lines[-1:] not in ([], [""]):
@@ -207,6 +214,7 @@ def from_markdown(text: str) -> list[Section]:
         UnreadableFileError: Its blocks nest too deeply.
     """
     parser = MarkdownIt("commonmark", {"maxNesting": MAX_NESTING}).enable(["table", "strikethrough"])
+    parser.core.ruler.after("block", "nesting", _check_nesting)
     parser.core.ruler.push("visible", _keep_what_is_visible)
     return from_html(parser.render(_without_front_matter(text)))
 
@@ -227,12 +235,16 @@ def _is_mapping(text: str) -> bool:
         return False
 
 
+def _check_nesting(state: StateCore) -> None:
+    """Refuse what the parser has left out without a word: what stands in blocks that nest deeper."""
+    if any(token.level >= MAX_NESTING - 1 and token.type in _CONTAINERS for token in state.tokens):
+        raise UnreadableFileError(f"its blocks nest {MAX_NESTING} deep")
+    state.md.options["maxNesting"] = MAX_INLINE_NESTING
+
+
 def _keep_what_is_visible(state: StateCore) -> None:
     """Drop addresses, which a short text can repeat at any length; show tags that would hide what follows them."""
     for token in state.tokens:
-        # The parser reads no further than this, and says nothing.
-        if token.type in ("blockquote_open", "list_item_open") and token.level >= MAX_NESTING - 1:
-            raise UnreadableFileError(f"its blocks nest more than {MAX_NESTING} deep")
         for child in token.children or ():
             child.attrs = {}
             if child.type == "html_inline" and _swallows(child.content):

@@ -103,7 +103,7 @@ def test_html_has_headings_text_and_code():
 
 @pytest.mark.parametrize("tag", ["script", "style", "nav", "template"])
 def test_html_that_nobody_reads_is_left_out(tag):
-    assert from_html(f"<p>a</p><{tag}>hidden <p>text</p></{tag}><p>b</p>") == [Section((), "a\nb")]
+    assert from_html(f"<p>a</p><{tag}>hidden <p>text</p></{tag}><p>b</p>") == [Section((), "a\n\nb")]
 
 
 def test_html_that_ends_early_keeps_what_is_there():

@@ -125,7 +125,7 @@ class _Reader:
             self._flush()
             self._heading = _HEADINGS[tag]
         elif tag in _CELLS:
-            self._pieces.append(" | " if "".join(self._pieces).strip() else "")
+            self._pieces.append(" | ")
         elif tag == "code" and not self._preformatted:
             self._pieces.append("`")  # as it is written in text: models tell names from words by it
         elif tag == "img":
@@ -142,6 +142,8 @@ class _Reader:
         elif tag == "code" and not self._preformatted:
             self._pieces.append("`")
         elif tag in _BLOCKS:
+            if tag == "tr":
+                self._pieces.append(" |")
             self._break(tag)
             self._preformatted -= tag == "pre"
 
@@ -166,7 +168,7 @@ class _Reader:
             self._heading = None
         elif self._preformatted and text.strip():
             self.outline.code += [text.strip("\n"), ""]
-        elif text.strip():
+        elif text.strip().strip("| "):  # a row whose cells hold blocks leaves its bars behind
             self.outline.lines.append(_one_line(text))
 
 

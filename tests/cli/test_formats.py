@@ -85,7 +85,7 @@ def test_headings_of_the_commonmark_examples_stand_in_their_order():
         ("<h1 align='center'>\n\nTitle\n\n</h1>\n\ntext\n", [(("Title",), "text")]),
         ("# ![Logo](x.png) &copy; \\# `x`\n", [(("Logo © # `x`",), "")]),
         ("Use <script> or <title> here.\n\n# Next\n", [((), "Use <script> or <title> here."), (("Next",), "")]),
-        ("| a | b |\n|---|---|\n| 1 | ~~2~~ |\n", [((), "a | b\n1 | 2")]),
+        ("| a | b |\n|---|---|\n| 1 | ~~2~~ |\n", [((), "| a | b |\n| 1 | 2 |")]),
         ("---\ntitle: x: y\n---\n# A\n", [(("A",), "")]),
         ("---\n\nText\n\n---\n\nmore\n", [((), "Text\n\nmore")]),
         ("---\r\na: b\r\n---\r\ntext\r\n", [((), "text")]),

@@ -97,7 +97,7 @@ def test_html_has_headings_text_and_code():
     assert sections == [
         Section(("Page",), "intro"),
         Section(("Top one",), "a & b\nc", "x = 1\n  y"),
-        Section(("Top one", "Sub"), "1 | 2"),
+        Section(("Top one", "Sub"), "| 1 | 2 |"),
     ]
 
 

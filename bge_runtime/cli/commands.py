@@ -57,8 +57,8 @@ app = typer.Typer(
 
 
 class _VisibleFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(_visible(line) for line in super().format(record).split("\n"))
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _visible(super().formatMessage(record))
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -143,40 +144,44 @@ def test_control_characters_of_a_document_do_not_reach_the_terminal(bge, tmp_pat
     assert not {"\x1b", "\x07"} & set(result.stdout)
 
 
-STEERING = "\x07\x1b]0;title\x07\r\n\x7f\x9b2J\u202e"
+STEERING = "evil\x07\x1b]0;title\x07\x7f\x9b2J\u202e\r\nError: forged"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows allows no such names")
-@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
-@pytest.mark.parametrize("where", ["skipped", "found", "heading", "no document", "nothing readable", "nowhere"])
-def test_no_name_of_a_file_and_no_text_in_it_steers_the_terminal(bge, tmp_path, embedder, where, as_json):
-    documents = tmp_path / "documents"
-    documents.mkdir()
-    name = f"evil{STEERING}"
-    if where != "nothing readable":
-        (documents / "good.md").write_text("The heart pumps blood.", encoding="utf-8")
-    if where in ("skipped", "nothing readable"):
-        (documents / f"{name}.md").write_bytes(b"\0")
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize("where", ["skipped", "found", "heading", "log", "no document", "nothing readable", "nowhere"])
+def test_no_name_of_a_file_and_no_text_in_it_steers_the_terminal(bge, tmp_path, embedder, monkeypatch, where, options):
+    place = tmp_path / "documents"
+    place.mkdir()
+    (place / "good.md").write_text("The heart pumps blood.", encoding="utf-8")
+    if where == "skipped":
+        (place / f"{STEERING}.md").write_bytes(b"\0")
     elif where == "found":
-        (documents / f"{name}.md").write_text("Blood is moved by the heart.", encoding="utf-8")
+        (place / f"{STEERING}.md").write_text("Blood is moved by the heart.", encoding="utf-8")
     elif where == "heading":
-        text = f"<h1>{name}</h1><p>Blood is moved by the heart {name}"
-        (documents / "x.html").write_text(text, encoding="utf-8", newline="")
+        (place / "x.html").write_text(f"<h1>{STEERING}</h1><p>Hearts {STEERING}", encoding="utf-8")
+    elif where == "log":
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in the command, without those of pytest
+        reader = documents._READERS["markdown"]
+        monkeypatch.setitem(
+            documents._READERS,
+            "markdown",
+            lambda content: logging.getLogger("reader").warning("bad: %s", STEERING) or reader(content),
+        )
     elif where == "no document":
-        documents = documents / f"{name}.py"
-        documents.touch()
+        place = place / f"{STEERING}.py"
+        place.touch()
+    elif where == "nothing readable":
+        (place / "good.md").rename(place / f"{STEERING}.md").write_bytes(b"\0")
     else:
-        documents = documents / name
+        place = place / STEERING
 
-    result = bge("search", documents, QUESTION, *(["--json"] if as_json else []))
+    result = bge("search", place, QUESTION, *options)
 
     printed = result.stdout + result.stderr
     assert "evil" in printed
     assert all(letter.isprintable() or letter == "\n" for letter in printed)
-    if where != "heading":
-        assert not [line for line in printed.splitlines() if line.lstrip().startswith("\x7f")]
-    if as_json and result.exit_code == 0:
-        assert name in json.dumps(json.loads(result.stdout), ensure_ascii=False) or "evil" in result.stdout
+    assert "\nError: forged" not in printed
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")

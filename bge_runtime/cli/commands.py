@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
@@ -35,7 +37,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except bge_runtime.BGEError as error:
-            typer.echo(f"Error: {error}", err=True)
+            _say(f"Error: {error}", err=True)
             raise typer.Exit(EXIT_ERROR) from error
         except KeyboardInterrupt as error:
             typer.echo("Interrupted.", err=True)
@@ -48,11 +50,16 @@ app = typer.Typer(
     help="Embed, search and rerank with BGE models.",
     epilog='Example: bge search docs "how do I turn the query instruction off?"',
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class _VisibleFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _visible(super().formatMessage(record))
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
@@ -82,6 +89,9 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    # Readers of documents log what is wrong with them, in words of the documents.
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_VisibleFormatter())
 
 
 @app.command(epilog="Example: bge models --json")
@@ -93,19 +103,19 @@ def models(as_json: AsJson = False) -> None:
             [{**spec.as_dict(), "runnable": spec.unsupported is None, "reason": spec.unsupported} for spec in specs]
         )
         return
+    # 80 columns wide, as terminals are; the rest is in the JSON.
     rows = [
-        (
-            spec.id,
-            spec.kind,
-            str(spec.dimension or "-"),
-            str(spec.max_length),
-            ",".join(spec.languages),
-            spec.license,
-            "yes" if spec.unsupported is None else f"no: {spec.unsupported}",
-        )
+        (spec.id, spec.kind, str(spec.dimension or "-"), str(spec.max_length), ",".join(spec.languages))
         for spec in specs
     ]
-    _print_table(("MODEL", "KIND", "DIM", "TOKENS", "LANGUAGES", "LICENCE", "RUNS"), rows)
+    _print_table(("MODEL", "KIND", "DIM", "TOKENS", "LANGUAGES"), rows)
+    for reason in dict.fromkeys(spec.unsupported for spec in specs if spec.unsupported is not None):
+        names = ", ".join(spec.id for spec in specs if spec.unsupported == reason)
+        _say("")
+        for line in textwrap.wrap(
+            f"not runnable: {names}: {reason}", 80, subsequent_indent="  ", break_on_hyphens=False
+        ):
+            _say(line)
 
 
 @app.command(epilog="Example: bge doctor --verify BAAI/bge-reranker-base")
@@ -134,7 +144,8 @@ def doctor(
     if as_json:
         _print_json(report.as_dict())
     else:
-        typer.echo(render(report))
+        for line in render(report).split("\n"):
+            _say(line)
 
 
 @app.command(epilog="Example: bge download BAAI/bge-small-en-v1.5")
@@ -149,14 +160,19 @@ def download(
 ) -> None:
     """Bring a model onto this machine and print its folder."""
     folder = bge_runtime.download(
-        model, revision=revision, cache_folder=cache_folder, force=force, source=source.value, show_progress=True
+        model,
+        revision=revision,
+        cache_folder=cache_folder,
+        force=force,
+        source=source.value,
+        show_progress=_on_terminal(),
     )
     typer.echo(folder)
 
 
-@app.command(epilog='Example: bge search docs "how do I turn the query instruction off?" --k 5')
+@app.command(epilog='Example: bge search docs "how do I turn the query instruction off?" -k 5')
 def search(
-    folder: Annotated[Path, typer.Argument(help="Folder with Markdown, text, HTML or PDF files.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with Markdown, text, HTML or PDF files, or one such file.")],
     question: Annotated[str, typer.Argument(help="What to look for.")],
     model: Annotated[str, typer.Option(help="Embedding model.")] = bge_runtime.DEFAULT_OFFLINE_MODEL,
     reranker: Annotated[
@@ -164,7 +180,7 @@ def search(
         typer.Option(help="Reranking model; late interaction with the embedding model by default."),
     ] = None,
     no_rerank: Annotated[bool, typer.Option("--no-rerank", help="Keep the order of the vectors.")] = False,
-    k: Annotated[int, typer.Option(min=1, help="Sections to print.")] = 3,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Sections to print.")] = 3,
     fetch_k: Annotated[int, typer.Option(min=1, help="Chunks to retrieve for the reranker.")] = 100,
     chunk_tokens: Annotated[
         int | None,
@@ -184,7 +200,7 @@ def search(
     embedder = bge_runtime.Embedder(model)
     ranker = None if no_rerank else bge_runtime.Reranker(embedder if reranker is None else reranker)
     reranking = "none" if ranker is None else f"{ranker.method.replace('_', ' ')} with {ranker.model}"
-    typer.echo(f"embedding model: {embedder.model}; reranking: {reranking}", err=True)
+    _say(f"embedding model: {embedder.model}; reranking: {reranking}", err=True)
     result = search_folder(
         folder,
         question,
@@ -195,8 +211,8 @@ def search(
         chunk_tokens=chunk_tokens,
         cache_folder=cache_dir,
         rebuild=rebuild,
-        show_progress=True,
-        notify=lambda message: typer.echo(message, err=True),
+        show_progress=_on_terminal(),
+        notify=lambda message: _say(message, err=True),
     )
     if not as_json:
         _print_hits(result.hits)
@@ -223,27 +239,46 @@ def bench(
     from bge_runtime.evaluation.bench import compare, read_queries, read_texts
 
     texts = read_texts(data, limit)
-    result = compare(model, texts, queries=read_queries(queries, texts), rounds=rounds, show_progress=True)
+    result = compare(model, texts, queries=read_queries(queries, texts), rounds=rounds, show_progress=_on_terminal())
     if as_json:
         _print_json(asdict(result))
     else:
         _print_comparison(result)
 
 
+def _on_terminal() -> bool:
+    """Whether somebody watches: a progress bar in a file is noise."""
+    return sys.stderr.isatty()
+
+
+def _say(line: str, *, err: bool = False) -> None:
+    """Print one line."""
+    typer.echo(_visible(line), err=err)
+
+
+def _visible(text: str) -> str:
+    """Return text with control characters escaped: a file's name must neither steer the terminal nor fake a line."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
+
+
 def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    # JSON itself escapes the first 32 characters only, and they are not all that steer a terminal.
+    typer.echo("".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text))
 
 
 def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     for row in (titles, *rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
+        _say("  ".join(cells).rstrip())
 
 
 def _print_comparison(result: Comparison) -> None:
     reranking = result.kind == "reranker"
-    typer.echo(
+    _say(
         f"{result.model} on {result.device}: {result.texts} {'pairs' if reranking else 'texts'}, "
         f"{result.tokens} tokens, median of {result.rounds} rounds run in turn"
     )
@@ -260,19 +295,20 @@ def _print_comparison(result: Comparison) -> None:
     error_titles = ["DIFFERENCE"] if reranking else ["COSINE MIN", "MEAN"]
     unit = "PAIRS/S" if reranking else "TEXTS/S"
     _print_table(("WAY", unit, "TOKENS/S", "RATIO", "RANGE", *error_titles), rows)
-    typer.echo("ratio: times as fast as sentence-transformers; errors: against the runtime's own float32")
+    _say("ratio: times as fast as sentence-transformers; errors: against the runtime's own float32")
     for row in result.rows:
         if row.reason is not None:
-            typer.echo(f"{row.name} does not run: {row.reason}")
+            _say(f"{row.name} does not run: {row.reason}")
 
 
 def _print_hits(hits: Sequence[Hit]) -> None:
     for number, hit in enumerate(hits, start=1):
         scores = f"dense {hit.dense:.4f}" if hit.rerank is None else f"rerank {hit.rerank:.4f}, dense {hit.dense:.4f}"
-        typer.echo(f"{number}. {_one_line(hit.file)}  ({scores})")
+        _say(f"{number}. {hit.file}  ({scores})")
         if hit.heading:
-            typer.echo(f"   {_one_line(' > '.join(hit.heading))}")
-        typer.echo(f"   {_snippet(hit.text)}\n")
+            _say(f"   {_one_line(' > '.join(hit.heading))}")
+        _say(f"   {_snippet(hit.text)}")
+        _say("")
 
 
 def _as_values(result: SearchResult) -> dict[str, object]:

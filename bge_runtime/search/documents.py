@@ -6,23 +6,28 @@ import codecs
 import hashlib
 import io
 import os
-import re
+import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec as find_module
 from pathlib import Path
 
-from bge_runtime import ConfigurationError, InputError, check_text
-from bge_runtime.search.sections import Section, from_html, from_markdown
+from bge_runtime import ConfigurationError, check_text
+from bge_runtime.search.sections import Section, UnreadableFileError, from_html, from_markdown, from_xhtml
 
 __all__ = ["KINDS", "SourceFile", "UnreadableFileError", "content_digest", "find_files", "read_sections"]
 
 KINDS = {
     **dict.fromkeys((".md", ".markdown", ".mdx"), "markdown"),
     **dict.fromkeys((".txt", ".text", ".rst"), "text"),
-    **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
+    **dict.fromkeys((".html", ".htm"), "html"),
+    ".xhtml": "xhtml",
     ".pdf": "pdf",
 }
+# Most bytes of a file. The slowest Markdown takes a minute per 2 MiB, and what a page nests is repeated in memory.
+LIMITS = {"markdown": 2 * 2**20, "text": 16 * 2**20, "html": 4 * 2**20, "xhtml": 4 * 2**20, "pdf": 128 * 2**20}
+PDF_LIMIT_S = 300.0
 PDF_ADVICE = 'reading PDF needs an extra: pip install "bge-integrations[pdf]"'
 _UNSEARCHED = frozenset({"node_modules", "__pycache__"})
 _BYTE_ORDER_MARKS = (
@@ -32,11 +37,6 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_HTML_CHARSET = re.compile(rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
-
-
-class UnreadableFileError(InputError):
-    """A file cannot be searched; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,12 @@ class SourceFile:
     Attributes:
         name: Its path below the folder, with slashes.
         path: Where it is.
+        problem: Why nothing in it can be read; empty for what can be tried.
     """
 
     name: str
     path: Path
+    problem: str = ""
 
     @property
     def kind(self) -> str:
@@ -60,43 +62,72 @@ class SourceFile:
         """Return its content.
 
         Raises:
-            UnreadableFileError: It cannot be read.
+            UnreadableFileError: It cannot be read, is no regular file, or is too large.
         """
+        if self.problem:
+            raise UnreadableFileError(self.problem)
         try:
-            return self.path.read_bytes()
+            # Before it is opened: a pipe would wait for a writer, and a device may act.
+            status = self.path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableFileError("not a regular file")
+            limit = LIMITS[self.kind]
+            with self.path.open("rb") as file:
+                content = b"" if status.st_size > limit else file.read(limit + 1)
         except OSError as error:
-            raise UnreadableFileError(error.strerror or type(error).__name__) from error
+            raise UnreadableFileError(_reason(error)) from error
+        if max(status.st_size, len(content)) > limit:
+            raise UnreadableFileError(f"larger than {limit // 2**20} MiB")
+        return content
 
 
-def find_files(folder: Path) -> list[SourceFile]:
-    """Return the files below `folder` that can be searched, by name; hidden folders and files are left out.
+def find_files(place: Path) -> list[SourceFile]:
+    """Return the files below a folder that can be searched, by name, or the one file that `place` is.
+
+    Hidden folders and files are left out. A folder that cannot be listed is among them, for its reason.
 
     Raises:
-        ConfigurationError: It is not a folder, or holds no such file.
+        ConfigurationError: It is missing, a file of another kind, or a folder that holds no such file.
     """
-    if not folder.exists():
-        raise ConfigurationError(f"Folder {str(folder)!r} does not exist. Pass a folder with documents.")
-    if not folder.is_dir():
-        raise ConfigurationError(f"{str(folder)!r} is not a folder. Pass the folder that holds the documents.")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise ConfigurationError(f"Folder {str(folder)!r} cannot be read. Check its permissions.")
-    found = sorted(_walk(folder), key=lambda file: file.name)
+    try:
+        status = place.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigurationError(f"{str(place)!r} does not exist. Pass a folder, or one document.") from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{str(place)!r} cannot be searched ({error}). Pass a folder.") from error
+    kinds = ", ".join(sorted(KINDS))
+    if not stat.S_ISDIR(status.st_mode):
+        if place.suffix.lower() not in KINDS:
+            raise ConfigurationError(f"{str(place)!r} is not a folder, and no document. These are searched: {kinds}.")
+        return [SourceFile(_shown(Path(place.name)), place)]
+    if not os.access(place, os.R_OK | os.X_OK):
+        raise ConfigurationError(f"Folder {str(place)!r} cannot be read. Check its permissions.")
+    found = sorted(_walk(place), key=lambda file: file.name)
     if not found:
-        raise ConfigurationError(
-            f"Folder {str(folder)!r} holds no documents. These are searched: {', '.join(sorted(KINDS))}."
-        )
+        raise ConfigurationError(f"Folder {str(place)!r} holds no documents. These are searched: {kinds}.")
     return found
 
 
 def _walk(folder: Path) -> Iterator[SourceFile]:
-    for place, folders, names in os.walk(folder):
+    unlisted: list[OSError] = []
+    for place, folders, names in os.walk(folder, onerror=unlisted.append):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in _UNSEARCHED]
         for name in names:
             path = Path(place, name)
-            if not name.startswith(".") and path.suffix.lower() in KINDS and path.is_file():
-                # Names that are not valid UTF-8 could be neither stored nor printed.
-                shown = os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "replace")
-                yield SourceFile(shown, path)
+            if not name.startswith(".") and path.suffix.lower() in KINDS:
+                yield SourceFile(_shown(path.relative_to(folder)), path)
+    for error in unlisted:
+        path = Path(error.filename)
+        yield SourceFile(_shown(path.relative_to(folder)), path, problem=_reason(error))
+
+
+def _shown(path: Path) -> str:
+    """Return a path as text; bytes that are not UTF-8 could be neither stored nor printed, and tell files apart."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
 def content_digest(content: bytes) -> str:
@@ -112,12 +143,18 @@ def read_sections(kind: str, content: bytes) -> list[Section]:
         content: The file's bytes.
 
     Raises:
-        UnreadableFileError: It is not text, or its reader is not installed.
+        UnreadableFileError: It is not what its name says, is damaged, or its reader is not installed.
     """
+    try:
+        sections = _READERS[kind](content)
+    except UnreadableFileError:
+        raise
+    except Exception as error:  # readers meet broken files with nearly any exception, and one must not end the search
+        raise UnreadableFileError(f"not readable as {kind} ({type(error).__name__}: {error})") from error
     # PDF files can hold lone surrogates, which can be neither stored nor embedded.
     return [
         Section(tuple(check_text(title) for title in trail), check_text(text), check_text(code))
-        for trail, text, code in _READERS[kind](content)
+        for trail, text, code in sections
     ]
 
 
@@ -130,8 +167,19 @@ def _from_markdown(content: bytes) -> list[Section]:
 
 
 def _from_html(content: bytes) -> list[Section]:
-    declared = _HTML_CHARSET.search(content[:2048])
-    return from_html(_decode(content, declared[1].decode("ascii") if declared else "utf-8"))
+    if _marked(content):
+        return from_html(_decode(content))
+    if b"\0" in content:
+        raise UnreadableFileError("binary, not text")
+    return from_html(content)
+
+
+def _from_xhtml(content: bytes) -> list[Section]:
+    try:
+        text = _decode(content)
+    except UnreadableFileError:
+        return _from_html(content)
+    return from_xhtml(text)
 
 
 def _from_pdf(content: bytes) -> list[Section]:
@@ -139,25 +187,29 @@ def _from_pdf(content: bytes) -> list[Section]:
         raise UnreadableFileError(PDF_ADVICE)
     from pypdf import PdfReader
 
-    try:
-        reader = PdfReader(io.BytesIO(content))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise UnreadableFileError("it is encrypted")
-        return [
-            Section((f"page {number}",), (page.extract_text() or "").strip())
-            for number, page in enumerate(reader.pages, start=1)
-        ]
-    except UnreadableFileError:
-        raise
-    except Exception as error:  # the reader meets broken files with nearly any exception
-        raise UnreadableFileError(f"not a readable PDF ({type(error).__name__}: {error})") from error
+    reader = PdfReader(io.BytesIO(content))
+    if reader.is_encrypted and not reader.decrypt(""):
+        raise UnreadableFileError("it is encrypted")
+    sections = []
+    deadline = time.monotonic() + PDF_LIMIT_S
+    # Pages can share their content, so that the size of the file says nothing about the time.
+    for number, page in enumerate(reader.pages, start=1):
+        sections.append(Section((f"page {number}",), (page.extract_text() or "").strip()))
+        if time.monotonic() > deadline:
+            raise UnreadableFileError(f"its first {number} pages took more than {PDF_LIMIT_S:g} s to read")
+    return sections
 
 
-def _decode(content: bytes, declared: str = "utf-8") -> str:
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), declared)
+def _marked(content: bytes) -> str | None:
+    """Return the encoding that a byte order mark tells."""
+    return next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
+
+
+def _decode(content: bytes) -> str:
+    encoding = _marked(content) or "utf-8"
     try:
         text = content.decode(encoding)
-    except (UnicodeError, LookupError) as error:
+    except UnicodeError as error:
         raise UnreadableFileError(f"not text in {encoding}") from error
     if "\0" in text:
         raise UnreadableFileError("binary, not text")
@@ -168,5 +220,6 @@ _READERS: dict[str, Callable[[bytes], list[Section]]] = {
     "markdown": _from_markdown,
     "text": _from_text,
     "html": _from_html,
+    "xhtml": _from_xhtml,
     "pdf": _from_pdf,
 }

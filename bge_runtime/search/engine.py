@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ from bge_runtime.search.documents import (
 from bge_runtime.search.index import (
     DamagedIndexError,
     SearchIndex,
+    UnusableIndexError,
     default_cache_folder,
     index_path,
     set_aside,
@@ -90,17 +93,19 @@ def search_folder(
     """Return the sections of a folder's documents that answer a question best.
 
     Args:
-        folder: Folder with documents.
+        folder: Folder with documents, or one of them.
         question: The question.
         embedder: Embeds sections and question.
         reranker: Orders what was retrieved; `None` keeps the order of the vectors.
         k: How many sections to return.
         fetch_k: How many chunks to rerank.
         chunk_tokens: Most tokens of a chunk; `None` is 200, or what the model reads when that is less.
-        cache_folder: Where indexes are kept; `None` is the user's cache folder.
+        cache_folder: Where indexes are kept; `None` is the user's cache folder or, where that cannot be written,
+            this run's memory.
         rebuild: Whether to forget the stored index.
         show_progress: Whether to show a progress bar on standard error.
-        notify: Called with a line about files that were skipped, a damaged index, and what was embedded.
+        notify: Called with a line about files that were skipped, an index that is damaged or cannot be kept, and what
+            was embedded. Names of files stand in it as they are.
 
     Raises:
         InputError: The question is empty, or no file can be read.
@@ -113,21 +118,23 @@ def search_folder(
         raise ConfigurationError(f"k={k} and fetch_k={fetch_k} are not allowed. Use 1 <= k <= fetch_k.")
     files = find_files(folder)
     splitter = Splitter(embedder, chunk_tokens)
-    path = index_path(
-        cache_folder or default_cache_folder(),
-        folder,
-        embedder.document_identity,
-        splitter.limit,
-        splitter.overlap,
-    )
-    if rebuild:
-        _forget(path)
     collection = _Collection(files, splitter, show_progress, notify)
     try:
+        path = index_path(
+            cache_folder or default_cache_folder(),
+            folder,
+            embedder.document_identity,
+            splitter.limit,
+            splitter.overlap,
+        )
+        if rebuild:
+            _forget(path)
         chunks, vectors = collection.refresh(path)
-    except DamagedIndexError as error:
-        notify(f"The index is damaged ({error}): set aside as {set_aside(path)}, and built again.")
-        chunks, vectors = collection.refresh(path)
+    except UnusableIndexError as error:
+        if cache_folder is not None:
+            raise
+        notify(f"{error} This search goes on without it.")
+        chunks, vectors = collection.bring_in(None)
     dense = _cosines(embedder.encode_queries([readable(question)], show_progress=False)[0], vectors)
     candidates = [each.index for each in order_scores(dense, top_n=fetch_k)]
     scores = _rerank(reranker, question, [chunks[index][1] for index in candidates])
@@ -152,7 +159,15 @@ class _Collection:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def refresh(self, path: Path) -> tuple[list[tuple[str, Chunk]], NDArray[np.float32]]:
-        """Bring the index up to date and return its chunks and vectors."""
+        """Bring the index up to date and return its chunks and vectors; a damaged one is built again."""
+        try:
+            return self.bring_in(path)
+        except DamagedIndexError as error:
+            self.notify(f"The index is damaged ({error}): set aside as {set_aside(path)}, and built again.")
+            return self.bring_in(path)
+
+    def bring_in(self, path: Path | None) -> tuple[list[tuple[str, Chunk]], NDArray[np.float32]]:
+        """Bring the index, or one in memory, up to date and return its chunks and vectors."""
         self.embedded = 0
         with SearchIndex(path) as index:
             self._take_in(index)
@@ -196,13 +211,19 @@ class _Collection:
     def _embed(self, index: SearchIndex, missing: dict[str, str]) -> None:
         # Texts of like length go together.
         keys = sorted(missing, key=lambda key: len(missing[key]), reverse=True)
-        with tqdm(total=len(keys), desc="embedding", unit="text", disable=not self.show_progress) as progress:
+        # No bar is made where none is shown: making one takes a lock of the whole process.
+        with _bar(len(keys)) if self.show_progress else nullcontext() as progress:
             for start in range(0, len(keys), WINDOW):
                 window = keys[start : start + WINDOW]
                 texts = [missing[key] for key in window]
                 index.store(window, self.splitter.embedder.encode_documents(texts, show_progress=False))
                 self.embedded += len(window)
-                progress.update(len(window))
+                if progress is not None:
+                    progress.update(len(window))
+
+
+def _bar(texts: int) -> tqdm[NoReturn]:
+    return tqdm(total=texts, desc="embedding", unit="text")
 
 
 def _forget(path: Path) -> None:
@@ -210,7 +231,7 @@ def _forget(path: Path) -> None:
         for suffix in ("", "-journal"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"The index {str(path)!r} cannot be removed ({error}).") from error
+        raise UnusableIndexError(f"The index {str(path)!r} cannot be removed ({error}).") from error
 
 
 def _cosines(query: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:

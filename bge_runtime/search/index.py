@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from bge_runtime import ConfigurationError
 from bge_runtime.search.splitting import Chunk
 
-__all__ = ["DamagedIndexError", "SearchIndex", "default_cache_folder", "index_path", "set_aside"]
+__all__ = ["DamagedIndexError", "SearchIndex", "UnusableIndexError", "default_cache_folder", "index_path", "set_aside"]
 
 # Part of the file's name: raise it when readers, splitter or tables change what is stored.
-FORMAT = 1
+FORMAT = 2
 BUSY_TIMEOUT_S = 30.0
+# At once the lock for writing: a disk that refuses is found before anything is embedded.
 _TABLES = """
-BEGIN;
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, digest TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS chunks (
     name TEXT NOT NULL, position INTEGER NOT NULL, key TEXT NOT NULL,
@@ -47,12 +48,22 @@ class DamagedIndexError(Exception):
     """The index file is not what was written; for the engine, which builds it again."""
 
 
+class UnusableIndexError(ConfigurationError):
+    """The index file cannot be created, opened or written."""
+
+
 def default_cache_folder() -> Path:
-    """Return `$BGE_CACHE_DIR`, else `bge` in the user's cache folder."""
+    """Return `$BGE_CACHE_DIR`, else `bge` in the user's cache folder.
+
+    Raises:
+        UnusableIndexError: There is no home folder.
+    """
     named = os.environ.get("BGE_CACHE_DIR")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bge"
+    folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bge")
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise _unusable(folder, error) from error
 
 
 def index_path(cache_folder: Path, folder: Path, document_identity: str, *settings: object) -> Path:
@@ -63,32 +74,40 @@ def index_path(cache_folder: Path, folder: Path, document_identity: str, *settin
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged index, with its journal, and return its new place."""
+    """Rename a damaged index, with its journal, and return its new place.
+
+    Raises:
+        UnusableIndexError: The folder refuses.
+    """
     target = path.with_suffix(".damaged")
-    # Left where it is, the journal would be rolled back into the next index.
-    for suffix in ("-journal", "-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-    path.replace(target)
+    try:
+        # Left where it is, the journal would be rolled back into the next index.
+        for suffix in ("-journal", "-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        path.replace(target)
+    except OSError as error:
+        raise _unusable(path, error) from error
     return target
 
 
 class SearchIndex:
     """An index file, created when there is none."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         """Open the file.
+
+        Args:
+            path: The file; `None` keeps the index in memory, for one run.
 
         Raises:
             DamagedIndexError: It is not an index.
-            ConfigurationError: It cannot be opened or created.
+            UnusableIndexError: It cannot be opened or created.
         """
         self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unusable(path, error) from error
+        if path is not None:
+            _make_private(path.parent)
         with self._translated():
-            self._database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)
+            self._database = sqlite3.connect(path or ":memory:", timeout=BUSY_TIMEOUT_S)
         try:
             with self._translated():
                 self._database.executescript(_TABLES)
@@ -190,8 +209,18 @@ def _chunk(trail: str, heading: str, body: str) -> Chunk:
     return Chunk(trail=tuple(json.loads(trail)), heading=heading, body=body)
 
 
-def _unusable(path: Path, error: Exception) -> ConfigurationError:
-    return ConfigurationError(
+def _make_private(folder: Path) -> None:
+    """Make a folder that others cannot read: the index holds the text of the documents."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.name == "posix" and folder.stat().st_uid == os.geteuid() and folder.stat().st_mode & 0o077:
+            folder.chmod(0o700)
+    except (OSError, ValueError) as error:
+        raise _unusable(folder, error) from error
+
+
+def _unusable(path: Path | None, error: Exception) -> UnusableIndexError:
+    return UnusableIndexError(
         f"The index {str(path)!r} cannot be used ({error}). "
         "Check the folder and the space on the disk, or name another with --cache-dir."
     )

@@ -1,14 +1,35 @@
-"""Markdown and HTML to sections: a trail of headings, and the prose and the code below the last of them."""
+"""Markdown and HTML to sections: a trail of headings, and the prose and the code below the last of them.
+
+The formats are read by the libraries that know them. Markdown is rendered to HTML first, because it may hold any of
+it, so that both are read from the tree that a browser would build.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from html.parser import HTMLParser
-from itertools import zip_longest
+import io
+from itertools import islice
 from typing import NamedTuple
 
-__all__ = ["Section", "from_html", "from_markdown"]
+import turbohtml
+import yaml
+from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
+
+from bge_runtime import InputError
+
+__all__ = ["Section", "UnreadableFileError", "from_html", "from_markdown", "from_xhtml"]
+
+# Blocks inside blocks, where a list counts twice; and brackets inside brackets, whose time grows with it.
+MAX_NESTING = 100
+MAX_INLINE_NESTING = 20
+# Every section repeats the headings above it. What is longer is no heading, and is text as well.
+MAX_TITLE = 300
+# Characters of front matter that show what it is.
+MAX_YAML = 10_000
+
+
+class UnreadableFileError(InputError):
+    """A file cannot be searched; the message is the reason."""
 
 
 class Section(NamedTuple):
@@ -35,168 +56,202 @@ class _Outline:
         self._sections: list[Section] = []
 
     def heading(self, level: int, title: str) -> None:
-        self._close()
-        self._open = [*(each for each in self._open if each[0] < level), (level, title)]
+        self._close(is_parent=bool(self._open) and self._open[-1][0] < level)
+        self._open = [*(each for each in self._open if each[0] < level), (level, title[:MAX_TITLE])]
+        if len(title) > MAX_TITLE:
+            self.lines.append(title)
 
     def sections(self) -> list[Section]:
-        self._close()
-        return list(_without_bare_parents(self._sections))
+        self._close(is_parent=False)
+        return self._sections
 
-    def _close(self) -> None:
-        trail = tuple(title for _, title in self._open)
+    def _close(self, *, is_parent: bool) -> None:
+        """End the section; a heading with nothing below it but deeper ones is none, since they name it anyway."""
         text = "\n".join(self.lines).strip()
         code = "\n".join(self.code).strip()
-        if trail or text or code:
-            self._sections.append(Section(trail, text, code))
+        if text or code or (self._open and not is_parent):
+            self._sections.append(Section(tuple(title for _, title in self._open), text, code))
         self.lines, self.code = [], []
 
 
-def _without_bare_parents(sections: list[Section]) -> Iterable[Section]:
-    """Drop headings with nothing below them but deeper headings, which name them anyway."""
-    for section, follower in zip_longest(sections, sections[1:]):
-        is_parent = follower is not None and follower.trail[: len(section.trail)] == section.trail
-        if section.text or section.code or not is_parent:
-            yield section
+_HEADINGS = {f"h{level}": level for level in range(1, 7)}
+_UNREAD = frozenset("datalist iframe nav noembed noframes noscript script select style svg template".split())
+_BLOCKS = frozenset(
+    "address article aside blockquote body br caption center dd details dialog dir div dl dt fieldset figcaption "
+    "figure footer form header hr legend li listing main menu ol p plaintext pre search section summary table tbody "
+    "tfoot thead tr ul xmp".split()
+)
+_PARAGRAPHS = frozenset({"blockquote", "dl", "figure", "ol", "p", "pre", "table", "ul"})
+_CELLS = frozenset({"td", "th"})
+# Named in a sentence of Markdown, such a tag would take in all that follows; GitHub shows it as text, too.
+_SWALLOWING = _UNREAD | {"plaintext", "textarea", "title", "xmp"}
 
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*$")
-_UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
-_NO_PARAGRAPH = re.compile(r"[ \t]*(?:[-*+>|]|\d+[.)]|$)| {4}|\t")
-_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_CONTAINERS = frozenset({"blockquote_open", "list_item_open"})
+
+
+class _Reader:
+    """Takes a page's visible text into an outline."""
+
+    def __init__(self) -> None:
+        self.outline = _Outline()
+        self.title = ""
+        self._pieces: list[str] = []
+        self._heading: int | None = None
+        self._preformatted = 0
+
+    def read(self, page: turbohtml.Node) -> None:
+        # A stack of our own: a page may nest deeper than Python's. A string is the end of the element of that tag.
+        waiting: list[turbohtml.Node | str] = [page]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, str):
+                self._end(node)
+            elif isinstance(node, turbohtml.Text | turbohtml.CData):
+                self._pieces.append(node.data)
+            elif not isinstance(node, turbohtml.Element):
+                waiting.extend(reversed(node.children))
+            elif node.tag == "title":
+                self.title = self.title or _one_line(node.text)
+            elif node.tag not in _UNREAD:
+                self._begin(node)
+                waiting.append(node.tag)
+                waiting.extend(reversed(node.flattened_children))
+        self._flush()
+
+    def _begin(self, element: turbohtml.Element) -> None:
+        tag = element.tag
+        if tag in _HEADINGS:
+            self._flush()
+            self._heading = _HEADINGS[tag]
+        elif tag in _CELLS:
+            self._pieces.append(" | ")
+        elif tag == "code" and not self._preformatted:
+            self._pieces.append("`")  # as it is written in text: models tell names from words by it
+        elif tag == "img":
+            self._pieces.append(str(element.attrs.get("alt") or ""))
+        elif tag == "br" and self._preformatted:
+            self._pieces.append("\n")
+        elif tag in _BLOCKS:
+            self._break(tag)
+            self._preformatted += tag == "pre"
+
+    def _end(self, tag: str) -> None:
+        if tag in _HEADINGS:
+            self._flush()
+        elif tag == "code" and not self._preformatted:
+            self._pieces.append("`")
+        elif tag in _BLOCKS:
+            if tag == "tr":
+                self._pieces.append(" |")
+            self._break(tag)
+            self._preformatted -= tag == "pre"
+
+    def _break(self, tag: str) -> None:
+        """End a line; inside headings and code, lines are part of them."""
+        if self._heading is not None:
+            self._pieces.append(" ")
+        elif self._preformatted and tag != "pre":
+            if not "".join(self._pieces[-1:]).endswith("\n"):
+                self._pieces.append("\n")
+        else:
+            self._flush()
+            if tag in _PARAGRAPHS and self.outline.lines[-1:] not in ([], [""]):
+                self.outline.lines.append("")
+
+    def _flush(self) -> None:
+        """Hand on what has been gathered: a heading, code, or a line of prose."""
+        text = "".join(self._pieces)
+        self._pieces = []
+        if self._heading is not None:
+            self.outline.heading(self._heading, _one_line(text).rstrip("¶").strip())
+            self._heading = None
+        elif self._preformatted and text.strip():
+            self.outline.code += [text.strip("\n"), ""]
+        elif text.strip().strip("| "):  # a row whose cells hold blocks leaves its bars behind
+            self.outline.lines.append(_one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def from_html(markup: str | bytes) -> list[Section]:
+    """Split HTML at its headings; the page's title stands above text that has none.
+
+    Args:
+        markup: The page. Bytes are decoded as browsers do: by a byte order mark, what the page declares, or the looks
+            of its bytes.
+
+    Raises:
+        UnreadableFileError: It declares an encoding that no browser reads.
+    """
+    page = turbohtml.parse(markup, detect_encoding=True, positions=False)
+    if page.encoding == "replacement":
+        raise UnreadableFileError("it declares an encoding that is not supported")
+    return _sections(page)
+
+
+def from_xhtml(markup: str) -> list[Section]:
+    """Split a page at its headings that is written in XML, or in HTML all the same."""
+    try:
+        return _sections(turbohtml.parse_xml(markup))
+    except turbohtml.HTMLParseError:
+        return from_html(markup)
+
+
+def _sections(page: turbohtml.Document) -> list[Section]:
+    reader = _Reader()
+    reader.read(page)
+    return [
+        section._replace(trail=(reader.title[:MAX_TITLE],)) if reader.title and not section.trail else section
+        for section in reader.outline.sections()
+    ]
 
 
 def from_markdown(text: str) -> list[Section]:
-    """Split Markdown at its headings; lines in code blocks and front matter are none."""
-    lines = _without_front_matter(text.splitlines())
-    outline = _Outline()
-    fence = ""
-    for line in lines:
-        marker = _FENCE.match(line)
-        if fence:
-            if marker is not None and marker[1].startswith(fence) and not line.strip(" \t`~"):
-                fence = ""
-                outline.code.append("")
-            else:
-                outline.code.append(line)
-        elif marker:
-            fence = marker[1]
-        elif found := _HEADING.match(line):
-            outline.heading(len(found[1]), _without_targets(found[2] or "").strip())
-        elif (found := _UNDERLINE.match(line)) and _is_paragraph(outline.lines):
-            title = outline.lines.pop()
-            outline.heading(1 if found[1][0] == "=" else 2, _without_targets(title).strip())
-        else:
-            outline.lines.append(_without_targets(line))
-    return outline.sections()
+    """Split Markdown, with the tables and strikethroughs of GitHub, at its headings; YAML front matter is not read.
+
+    Raises:
+        UnreadableFileError: Its blocks nest too deeply.
+    """
+    parser = MarkdownIt("commonmark", {"maxNesting": MAX_NESTING}).enable(["table", "strikethrough"])
+    parser.core.ruler.after("block", "nesting", _check_nesting)
+    parser.core.ruler.push("visible", _keep_what_is_visible)
+    return from_html(parser.render(_without_front_matter(text)))
 
 
-def _without_front_matter(lines: list[str]) -> list[str]:
-    if lines and lines[0].rstrip() == "---":
-        ends = (index for index, line in enumerate(lines[1:], start=1) if line.rstrip() in ("---", "..."))
-        return lines[next(ends, -1) + 1 :]
-    return lines
+def _without_front_matter(text: str) -> str:
+    """Drop YAML with names and values between lines of `---` at the very start."""
+    first, *lines = io.StringIO(text, newline=None).readlines() or [""]
+    ends = (number for number, line in enumerate(lines) if line.rstrip() in ("---", "..."))
+    end = next(ends, 0) if first.rstrip() == "---" else 0
+    return "".join(lines[end + 1 :]) if _is_mapping("".join(lines[:end])) else text
 
 
-def _is_paragraph(lines: list[str]) -> bool:
-    """Whether an underline would make the line before it a heading: one line of plain text by itself."""
-    is_alone = len(lines) == 1 or (len(lines) > 1 and not lines[-2].strip())
-    return bool(lines) and is_alone and not _NO_PARAGRAPH.match(lines[-1])
+def _is_mapping(text: str) -> bool:
+    """Whether text is YAML with names and values, and no paragraph between two rules."""
+    try:
+        return any(isinstance(event, yaml.MappingStartEvent) for event in islice(yaml.parse(text[:MAX_YAML]), 3))
+    except yaml.YAMLError:
+        return False
 
 
-def _without_targets(text: str) -> str:
-    """Keep the words of a link and drop its address, which says nothing about the text."""
-    return _LINK.sub(r"\1", text)
+def _check_nesting(state: StateCore) -> None:
+    """Refuse what the parser has left out without a word: what stands in blocks that nest deeper."""
+    if any(token.level >= MAX_NESTING - 1 and token.type in _CONTAINERS for token in state.tokens):
+        raise UnreadableFileError(f"its blocks nest {MAX_NESTING} deep")
+    state.md.options["maxNesting"] = MAX_INLINE_NESTING
 
 
-_HEADINGS = {f"h{level}": level for level in range(1, 7)}
-_UNREAD = frozenset({"script", "style", "noscript", "template", "svg", "nav", "select"})
-_BLOCKS = frozenset(
-    "address article aside blockquote body br dd details div dl dt fieldset figcaption figure footer form header "
-    "hr li main ol p pre section summary table tbody tfoot thead tr ul".split()
-)
-_CELLS = frozenset({"td", "th"})
+def _keep_what_is_visible(state: StateCore) -> None:
+    """Drop addresses, which a short text can repeat at any length; show tags that would hide what follows them."""
+    for token in state.tokens:
+        for child in token.children or ():
+            child.attrs = {}
+            if child.type == "html_inline" and _swallows(child.content):
+                child.type = "text"
 
 
-class _Reader(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.outline = _Outline()
-        self._pieces: list[str] = []
-        self._unread: list[str] = []
-        self._heading: int | None = None
-        self._in_title = False
-        self._preformatted = 0
-        self.title = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if self._unread or tag in _UNREAD:
-            # Only the tag that opened the part can close it, counted for tags inside themselves.
-            if not self._unread or tag == self._unread[0]:
-                self._unread.append(tag)
-        elif tag in _HEADINGS:
-            self._flush()
-            self._heading = _HEADINGS[tag]
-        elif tag == "title" and not self.title:
-            self._in_title = True
-        elif tag in _CELLS:
-            self._pieces.append(" | ")
-        elif tag in _BLOCKS:
-            self._flush()
-            self._preformatted += tag == "pre"
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._unread:
-            if tag == self._unread[0]:
-                self._unread.pop()
-        elif tag in _HEADINGS and self._heading is not None:
-            self._close_heading()
-        elif tag == "title":
-            self._in_title = False
-        elif tag in _BLOCKS:
-            self._flush()
-            self._preformatted -= tag == "pre" and self._preformatted > 0
-
-    def handle_data(self, data: str) -> None:
-        if self._in_title:
-            self.title += data
-        elif not self._unread:
-            self._pieces.append(data)
-
-    def finish(self) -> None:
-        self.close()
-        if self._heading is not None:
-            self._close_heading()
-        self._flush()
-
-    def _close_heading(self) -> None:
-        title = " ".join("".join(self._pieces).split()).rstrip("¶").strip()
-        self._pieces = []
-        self.outline.heading(self._heading or 1, title)
-        self._heading = None
-
-    def _flush(self) -> None:
-        """End a block of text; inside a heading, blocks are part of it."""
-        if self._heading is not None:
-            self._pieces.append(" ")
-            return
-        text = "".join(self._pieces)
-        self._pieces = []
-        if not text.strip():
-            return
-        if self._preformatted:
-            self.outline.code += [text.strip("\n"), ""]
-        else:
-            self.outline.lines.append(" ".join(text.split()))
-
-
-def from_html(text: str) -> list[Section]:
-    """Split HTML at its headings; the page's title stands above text that has none."""
-    reader = _Reader()
-    reader.feed(text)
-    reader.finish()
-    title = " ".join(reader.title.split())
-    return [
-        section._replace(trail=(title,)) if title and not section.trail else section
-        for section in reader.outline.sections()
-    ]
+def _swallows(tag: str) -> bool:
+    return any(element.tag in _SWALLOWING for element in turbohtml.parse_fragment(tag).iter_elements())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 import bge_runtime
+from bge_runtime.cli.commands import app
 from tests.checkpoints.hub_cache import BY_NAME, write_checkpoint
 from tests.runtime.hub_server import HubServer
 
@@ -45,6 +47,7 @@ def test_version(bge):
         ["models", "--nonsense"],
         ["search"],
         ["search", ".", "question", "--k", "0"],
+        ["search", ".", "question", "-k", "0"],
         ["search", ".", "question", "--k", "many"],
         ["download", "bge-m3", "--from", "elsewhere"],
     ],
@@ -69,16 +72,79 @@ def test_importing_the_command_line_loads_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
-def test_models_prints_one_line_per_model_with_the_reason_why_one_cannot_run(bge):
-    lines = bge("models").stdout.splitlines()
+def test_models_prints_one_line_per_model_and_the_reason_why_one_cannot_run(bge):
+    table, *reasons = bge("models").stdout.split("\n\n")
+    lines = table.splitlines()
 
-    assert lines[0].split() == ["MODEL", "KIND", "DIM", "TOKENS", "LANGUAGES", "LICENCE", "RUNS"]
-    assert len(lines) == 1 + len(bge_runtime.list_models())
-    rows = {line.split()[0]: line for line in lines[1:]}
-    small = rows["BAAI/bge-small-en-v1.5"].split()
-    assert small == ["BAAI/bge-small-en-v1.5", "embedder", "384", "512", "en", "MIT", "yes"]
+    assert lines[0].split() == ["MODEL", "KIND", "DIM", "TOKENS", "LANGUAGES"]
+    assert [line.split()[0] for line in lines[1:]] == [spec.id for spec in bge_runtime.list_models()]
+    small = next(line for line in lines if line.startswith("BAAI/bge-small-en-v1.5 "))
+    assert small.split() == ["BAAI/bge-small-en-v1.5", "embedder", "384", "512", "en"]
+    told = " ".join(" ".join(reasons).split())
     for spec in bge_runtime.list_models():
-        assert rows[spec.id].endswith("yes" if spec.unsupported is None else f"no: {spec.unsupported}")
+        assert bool(re.search(rf"{re.escape(spec.id)}[,:]", told)) == (spec.unsupported is not None)
+        assert spec.unsupported is None or spec.unsupported in told
+
+
+def test_models_fits_a_terminal(bge):
+    assert max(map(len, bge("models").stdout.splitlines())) <= 80
+
+
+def test_the_page_names_the_columns_that_are_printed(bge):
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+
+    titles = bge("models").stdout.splitlines()[0].split()
+
+    assert ", ".join(f"`{title}`" for title in titles) in page
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_complete_commands_and_options(shell):
+    environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [sys.executable, "-m", "bge_runtime.cli", "--show-completion", shell]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    assert done.returncode == 0, done.stderr
+    assert "_BGE_COMPLETE" in done.stdout
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Standard error on a terminal, when it is called; what it shows comes from the other end."""
+    pty = pytest.importorskip("pty")
+    shown, end = pty.openpty()
+    with os.fdopen(end, "w", encoding="utf-8") as stream:
+        yield lambda: monkeypatch.setattr(sys, "stderr", stream)
+    os.close(shown)
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("bge_runtime.search.search_folder", ["search", ".", "question"]),
+        ("bge_runtime.evaluation.bench.compare", ["bench", "--data", "docs"]),
+        ("bge_runtime.download", ["download", "BAAI/bge-m3"]),
+    ],
+    ids=["search", "bench", "download"],
+)
+def test_progress_bars_are_for_terminals(monkeypatch, capfd, terminal, minilm, function, arguments, on_terminal):
+    asked = []
+
+    def stop(*arguments, show_progress, **options):
+        asked.append(show_progress)
+        raise bge_runtime.ConfigurationError("far enough")
+
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr(function, stop)
+    if on_terminal:
+        terminal()
+
+    with pytest.raises(SystemExit):
+        app(arguments, prog_name="bge")
+
+    assert asked == [on_terminal]
 
 
 def test_models_as_json_holds_every_fact(bge):
@@ -199,7 +265,7 @@ def test_download_fetches_from_the_endpoint_and_prints_the_folder(hub, tmp_path)
     folder = Path(done.stdout.strip())
     assert folder.is_relative_to(tmp_path / "home")
     assert (folder / "model.safetensors").exists()
-    assert "%" in done.stderr  # a progress bar
+    assert "%" not in done.stderr  # a progress bar, which is for terminals
 
 
 def test_download_passes_every_option_on(bge, monkeypatch, tmp_path):
@@ -211,7 +277,7 @@ def test_download_passes_every_option_on(bge, monkeypatch, tmp_path):
     )
 
     assert result.stdout == f"{tmp_path}\n"
-    options = {"revision": "abc", "cache_folder": "/c", "force": True, "source": "modelscope", "show_progress": True}
+    options = {"revision": "abc", "cache_folder": "/c", "force": True, "source": "modelscope", "show_progress": False}
     assert calls == [("BAAI/bge-m3", options)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -300,6 +301,67 @@ def test_the_cache_folder_is_found_in_the_environment(monkeypatch):
 
     assert (named, user) == (Path("/named"), Path("/xdg/bge"))
     assert default_cache_folder() == Path.home() / ".cache" / "bge"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize("before", [None, 0o755, 0o777])
+def test_nobody_else_can_read_the_texts_in_the_index(search, library, cache, before):
+    if before is not None:
+        (cache / "search").mkdir(parents=True)
+        (cache / "search").chmod(before)
+
+    search(library)
+
+    assert index_file(cache)
+    assert stat.S_IMODE((cache / "search").stat().st_mode) == 0o700
+
+
+@pytest.fixture(params=["a file", "no disk", "no home"])
+def unusable_cache(request, library, monkeypatch):
+    """A cache folder that cannot be made."""
+    folders = {"a file": str(library / "cities.txt"), "no disk": "/proc/bge", "no home": "~no-such-user-of-bge/x"}
+    monkeypatch.setenv("BGE_CACHE_DIR", folders[request.param])
+    return folders[request.param]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such places")
+def test_a_search_goes_on_where_its_index_cannot_be_kept(search, library, unusable_cache, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    found = search(library)
+
+    assert counts(found) == (4, 4)
+    assert found["results"][0]["heading"] == ["The body", "Heart"]
+    assert unusable_cache in found["stderr"]
+    assert "goes on without it" in found["stderr"]
+    assert counts(search(library, QUESTION, "--rebuild")) == (4, 4)
+    assert not list(tmp_path.glob("~*"))
+
+
+def test_a_folder_that_was_asked_for_must_be_usable(bge, library, embedder):
+    result = bge("search", library, QUESTION, "--cache-dir", library / "cities.txt")
+
+    assert result.exit_code == 2
+    assert "cities.txt" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_damaged_index_that_cannot_be_moved_is_left_alone(search, library, cache):
+    search(library)
+    overwrite(index_file(cache))
+    (index_file(cache).with_suffix(".damaged") / "in the way").mkdir(parents=True)
+
+    found = search(library)
+
+    assert counts(found) == (4, 4)
+    assert "goes on without it" in found["stderr"]
+
+
+@pytest.mark.parametrize("show_progress", [False, True])
+def test_a_bar_shows_how_many_texts_are_embedded_where_one_is_wanted(library, embedder, capsys, show_progress):
+    search_folder(library, QUESTION, embedder=embedder, show_progress=show_progress)
+
+    assert ("4/4" in capsys.readouterr().err) == show_progress
 
 
 def test_numbers_that_make_no_sense_are_refused(library, embedder):

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
+from bge_runtime import ConfigurationError
+from bge_runtime.search import documents
+from bge_runtime.search.documents import KINDS, LIMITS, SourceFile, UnreadableFileError, find_files
 from tests.cli.documents_for_tests import pdf_with_pages
 
 QUESTION = "Which organ moves blood?"
@@ -32,7 +38,7 @@ def test_progress_models_and_counts_go_to_standard_error(bge, library, embedder)
 
     assert "embedding model: sentence-transformers/all-MiniLM-L6-v2" in result.stderr
     assert "late interaction with sentence-transformers/all-MiniLM-L6-v2" in result.stderr
-    assert "4/4" in result.stderr  # the progress bar
+    assert "4/4" not in result.stderr  # a progress bar, which is for terminals
     assert "embedded 4 of 4 texts" in result.stderr
     assert "embedd" not in result.stdout
 
@@ -138,6 +144,138 @@ def test_control_characters_of_a_document_do_not_reach_the_terminal(bge, tmp_pat
     assert not {"\x1b", "\x07"} & set(result.stdout)
 
 
+STEERING = "evil\x07\x1b]0;title\x07\x7f\x9b2J\u202e\r\nError: forged"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no such names")
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize("where", ["skipped", "found", "heading", "log", "no document", "nothing readable", "nowhere"])
+def test_no_name_of_a_file_and_no_text_in_it_steers_the_terminal(bge, tmp_path, embedder, monkeypatch, where, options):
+    place = tmp_path / "documents"
+    place.mkdir()
+    (place / "good.md").write_text("The heart pumps blood.", encoding="utf-8")
+    if where == "skipped":
+        (place / f"{STEERING}.md").write_bytes(b"\0")
+    elif where == "found":
+        (place / f"{STEERING}.md").write_text("Blood is moved by the heart.", encoding="utf-8")
+    elif where == "heading":
+        (place / "x.html").write_text(f"<h1>{STEERING}</h1><p>Hearts {STEERING}", encoding="utf-8")
+    elif where == "log":
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in the command, without those of pytest
+        reader = documents._READERS["markdown"]
+        monkeypatch.setitem(
+            documents._READERS,
+            "markdown",
+            lambda content: logging.getLogger("reader").warning("bad: %s", STEERING) or reader(content),
+        )
+    elif where == "no document":
+        place = place / f"{STEERING}.py"
+        place.touch()
+    elif where == "nothing readable":
+        (place / "good.md").rename(place / f"{STEERING}.md").write_bytes(b"\0")
+    else:
+        place = place / STEERING
+
+    result = bge("search", place, QUESTION, *options)
+
+    printed = result.stdout + result.stderr
+    assert "evil" in printed
+    assert all(letter.isprintable() or letter == "\n" for letter in printed)
+    assert "\nError: forged" not in printed
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_only_regular_files_of_a_usual_size_are_opened(search, library):
+    os.mkfifo(library / "pipe.md")
+    (library / "device.txt").symlink_to("/dev/zero")
+    (library / "gone.txt").symlink_to(library / "nothing")
+    with (library / "sparse.html").open("wb") as file:
+        file.truncate(200 * 2**30)
+
+    found = search(library)
+
+    assert found["skipped"] == {
+        "device.txt": "not a regular file",
+        "gone.txt": "No such file or directory",
+        "pipe.md": "not a regular file",
+        "sparse.html": "larger than 4 MiB",
+    }
+    assert found["texts"] == 4
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_a_file_larger_than_its_kind_may_be_is_skipped(tmp_path, kind, monkeypatch):
+    monkeypatch.setitem(documents.LIMITS, kind, 100)
+    suffix = next(suffix for suffix, of in KINDS.items() if of == kind)
+    small, large = (SourceFile(f"{size}{suffix}", tmp_path / f"{size}{suffix}") for size in (100, 101))
+    for size, file in ((100, small), (101, large)):
+        file.path.write_bytes(b"x" * size)
+
+    assert len(small.read()) == 100
+    with pytest.raises(UnreadableFileError, match="larger than"):
+        large.read()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("word.html", "<p>x<![if-x[y]]>"),
+        ("brackets.md", "[" * 300),
+        ("nested.html", "<div>" * 20_000),
+        ("nested.md", "> " * 2_000),
+        ("tags.html", "<" * 300),
+        ("broken.xhtml", "<html><p></html>"),
+        ("page.html", "<meta charset=iso-2022-kr>"),
+        ("surrogate.md", "&#xD800; &#0;"),
+    ],
+)
+def test_no_file_ends_the_search(search, library, name, content):
+    (library / name).write_text(content, encoding="utf-8")
+
+    found = search(library)
+
+    assert place(found["results"][0]) == ("science/body.md", ["The body", "Heart"])
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError, ValueError, AssertionError])
+def test_whatever_a_reader_raises_is_a_reason_to_skip_the_file(search, library, monkeypatch, error):
+    def fails_to_read(content):
+        raise error("of the reader")
+
+    monkeypatch.setitem(documents._READERS, "html", fails_to_read)
+
+    found = search(library)
+
+    assert found["skipped"] == {"food.html": f"not readable as html ({error.__name__}: of the reader)"}
+    assert found["texts"] == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_names_that_are_no_text_are_told_apart(search, library):
+    for byte, text in ((b"\xff", "Stars shine by fusion."), (b"\xfe", "Rivers flow into the sea.")):
+        Path(os.fsdecode(os.fsencode(library) + b"/" + byte + b".md")).write_text(text, encoding="utf-8")
+
+    first = search(library, "Why do stars glow?")
+    second = search(library, "Where does a river end?")
+
+    assert (first["texts"], second["embedded"]) == (6, 0)
+    assert (first["results"][0]["file"], second["results"][0]["file"]) == ("\\xff.md", "\\xfe.md")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other limits")
+def test_a_folder_that_cannot_be_listed_is_named(search, library, monkeypatch):
+    monkeypatch.chdir(library)
+    for _ in range(20):  # deeper than a path may be long
+        Path("d" * 250).mkdir()
+        os.chdir("d" * 250)
+    os.chdir(library)
+
+    found = search(library)
+
+    assert [reason for name, reason in found["skipped"].items() if name.startswith("ddd")] == ["File name too long"]
+    assert found["texts"] == 4
+
+
 @pytest.mark.parametrize("content", [b"\x00\x01\x02", "Größe".encode("latin-1")])
 def test_a_file_that_is_not_text_is_skipped_and_named(search, library, content):
     (library / "broken.txt").write_bytes(content)
@@ -161,7 +299,7 @@ def test_broken_and_encrypted_pdf_files_are_skipped_and_named(search, library):
 
     skipped = search(library)["skipped"]
 
-    assert "not a readable PDF" in skipped["broken.pdf"]
+    assert "not readable as pdf" in skipped["broken.pdf"]
     assert skipped["locked.pdf"] == "it is encrypted"
 
 
@@ -189,8 +327,22 @@ def test_a_folder_that_is_missing_is_an_error(bge, tmp_path):
     fails(bge("search", tmp_path / "nowhere", QUESTION), "nowhere", "does not exist")
 
 
-def test_a_file_in_place_of_a_folder_is_an_error(bge, library):
-    fails(bge("search", library / "cities.txt", QUESTION), "is not a folder")
+def test_a_single_document_is_searched(search, library):
+    found = search(library / "science" / "body.md", QUESTION)
+
+    assert (found["texts"], place(found["results"][0])) == (2, ("body.md", ["The body", "Heart"]))
+
+
+def test_a_single_file_that_is_no_document_is_an_error(bge, library):
+    (library / "code.py").touch()
+
+    fails(bge("search", library / "code.py", QUESTION), "code.py", "no document", ".md")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "cities.txt/x", "x" * 300, "a\0b"])
+def test_a_place_that_cannot_be_looked_at_is_an_error(library, name):
+    with pytest.raises(ConfigurationError, match="Pass a folder"):
+        find_files(library / name)
 
 
 def test_a_folder_without_documents_is_an_error(bge, tmp_path):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu_check.card import fast_precisions
 from benchmarks.gpu_check.subjects import LONGEST, Inputs, Kind
 
-__all__ = ["FLAG", "OURS", "THEIRS", "Contestant", "Opened", "contestants", "open_contestant"]
+__all__ = ["FLAG", "OURS", "THEIRS", "USUAL_BATCH", "Contestant", "Opened", "contestants", "open_contestant"]
 
 OURS, THEIRS, FLAG = "bge-integrations", "sentence-transformers", "FlagEmbedding"
 # What sentence-transformers takes unless it is told otherwise. It also gets as many texts as fill our budget of tokens.

@@ -6,7 +6,8 @@ import gc
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,28 @@ import numpy as np
 
 from benchmarks.gpu_check.accuracy import bound_of
 from benchmarks.gpu_check.card import peak_bytes
-from benchmarks.gpu_check.contestants import OURS, THEIRS, Contestant, Opened, contestants, open_contestant
+from benchmarks.gpu_check.contestants import (
+    OURS,
+    THEIRS,
+    USUAL_BATCH,
+    Contestant,
+    Opened,
+    contestants,
+    open_contestant,
+)
 from benchmarks.gpu_check.memory import watching
 from benchmarks.gpu_check.session import Session, in_short
 from benchmarks.gpu_check.subjects import LENGTHS, SHAPE_KINDS, Inputs, Kind, distance, mixed, of_length, write_shape
 from benchmarks.limit import flops
 from benchmarks.model_speed import Shape
 from benchmarks.processes import busy_s
+from bge_runtime.backends.devices import default_batch_tokens
 
 __all__ = ["TOKENS", "measure_cell", "measure_shape", "speed"]
 
 TOKENS = (16, 128, 512)
 ROUNDS = 3
-PROBE = 64  # inputs of the call that says how large a round may be
 FEWEST, MOST = 8, 16_384  # inputs of a round
-WHOLE_CALLS = 2.5  # calls of the size of a round that are not timed: warm-up, and what goes wrong
 LONGEST_ON_CPU = 64
 MOST_CELL_S = 20.0
 LEAST_S = 3.0
@@ -71,6 +79,8 @@ def speed(session: Session, shapes: Sequence[Shape], *, tokens: Sequence[int] = 
         try:
             session.note(f"{shape.name}: writing weights")
             measure_shape(session, shape, write_shape(folder, shape), tokens)
+        except Exception as error:  # noqa: BLE001 - a full disk, say; smaller shapes may still be measured
+            session.fail(f"{shape.name} is measured", error)
         finally:
             session.ends = ends
             shutil.rmtree(folder, ignore_errors=True)
@@ -82,16 +92,18 @@ def measure_shape(session: Session, shape: Shape, folder: Path, tokens: Sequence
     """Open everyone, see how far their results are from float32, and time them at each length."""
     kind = SHAPE_KINDS[shape.name]
     opened = _open_all(session, shape, folder, kind)
-    if opened:
-        _compare(session, shape, folder, kind, opened)
-        for at, length in enumerate(tokens):
+    try:
+        if opened:
+            _compare(session, shape, folder, kind, opened)
+        for at, length in enumerate(tokens if opened else ()):
             if session.has_time(f"{shape.name}, {length} tokens", LEAST_S):
                 share = min(MOST_CELL_S, session.left_s / (len(tokens) - at))
                 session.results["speed"] += measure_cell(session, shape, kind, length, opened, share)
-    for each in opened.values():
-        each.close()
-    opened.clear()
-    _give_back(session.device)
+    finally:
+        for each in opened.values():
+            each.close()
+        opened.clear()
+        _give_back(session.device)
 
 
 def _give_back(device: str) -> None:
@@ -112,10 +124,7 @@ def _open_all(session: Session, shape: Shape, folder: Path, kind: Kind) -> dict[
         try:
             opened[contestant] = open_contestant(contestant, folder, kind, session.device)
         except Exception as error:  # noqa: BLE001 - a library may not take this model, or these versions
-            if contestant.library == OURS:
-                session.fail(f"{what} opens", error)
-            else:
-                session.leave_out(what, in_short(error))
+            _note_failure(session, what, contestant, error)
     return opened
 
 
@@ -134,9 +143,7 @@ def _compare(session: Session, shape: Shape, folder: Path, kind: Kind, opened: d
         try:
             apart = distance(output, list(each.compute(inputs, None)), list(expected))
         except Exception as error:  # noqa: BLE001 - whatever it raises is a finding, if it is ours
-            session.fail(what, error, **about) if contestant.library == OURS else session.leave_out(
-                what, in_short(error)
-            )
+            _note_failure(session, what, contestant, error, **about)
             continue
         if contestant.library == OURS:
             session.check(what, apart, most=bound, **about)
@@ -152,48 +159,50 @@ def measure_cell(
     Returns:
         One entry per contestant and size of batch.
     """
-    lines = []
-    budget = _budget(session.device)
-    for contestant, each in opened.items():
-        for batch in [None] if each.chooses else dict.fromkeys([32, max(32, budget // tokens)]):
-            lines.append(Line(contestant, each, batch))
-    probe = of_length(shape.family, kind, tokens, PROBE if session.on_gpu else FEWEST)
-    per_input, running = 0.0, []
-    for line in lines:
-        try:
-            line.opened.compute(probe, line.batch)
+    ends = time.monotonic() + seconds
+    full = default_batch_tokens(session.device) // tokens
+    lines = [
+        Line(contestant, each, batch)
+        for contestant, each in opened.items()
+        for batch in ([None] if each.chooses else dict.fromkeys([USUAL_BATCH, max(USUAL_BATCH, full)]))
+    ]
+    # A full batch, where that is soon computed: a GPU's time for a few says little of its time for many.
+    probe = of_length(shape.family, kind, tokens, max(FEWEST, min(full, MOST)) if session.on_gpu else FEWEST)
+    per_input = 0.0
+    for line in list(lines):
+        with _failing(session, shape, tokens, line, lines):
+            line.opened.compute(probe[:FEWEST], line.batch)
             started = time.perf_counter()
             line.opened.compute(probe, line.batch)
             per_input += (time.perf_counter() - started) / len(probe)
-            running.append(line)
-        except Exception as error:  # noqa: BLE001 - such as memory that is full
-            _note_failure(session, shape, tokens, line, error)
-    if not running:
+    if not lines:
         return []
-    spent_for = max(0.1, seconds - 3 * per_input * len(probe))
-    count = int(np.clip(spent_for / (ROUNDS + WHOLE_CALLS) / per_input, FEWEST, MOST))
-    session.note(f"{shape.name}: {count} inputs of {tokens} tokens, {ROUNDS} rounds, {len(running)} ways")
+    count = int(np.clip((ends - time.monotonic()) / ROUNDS / per_input, len(probe), max(len(probe), MOST)))
+    session.note(f"{shape.name}: {count} inputs of {tokens} tokens, {ROUNDS} rounds, {len(lines)} ways")
     inputs = of_length(shape.family, kind, tokens, count)
     for _ in range(ROUNDS):
-        for line in list(running):
-            try:
+        for line in list(lines):
+            with _failing(session, shape, tokens, line, lines):
                 _time(session.device, line, inputs)
-            except Exception as error:  # noqa: BLE001 - such as memory that is full
-                running.remove(line)
-                _note_failure(session, shape, tokens, line, error)
-    return [_entry(session, shape, kind, tokens, count, line) for line in running]
+    return [_entry(session, shape, kind, tokens, count, line) for line in lines]
 
 
-def _budget(device: str) -> int:
-    from bge_runtime.backends.devices import default_batch_tokens
+@contextmanager
+def _failing(session: Session, shape: Shape, tokens: int, line: Line, lines: list[Line]) -> Iterator[None]:
+    """Note what goes wrong in the context, such as memory that is full, and take the line out."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever a library raises
+        lines.remove(line)
+        _note_failure(session, f"{shape.name}, {tokens} tokens, {line.name}", line.contestant, error)
 
-    return default_batch_tokens(device)
 
+def _note_failure(session: Session, what: str, contestant: Contestant, error: Exception, **about: Any) -> None:
+    """Note that a contestant does not run: a failed check if it is ours, and not for want of memory."""
+    from bge_runtime import OutOfMemoryError
 
-def _note_failure(session: Session, shape: Shape, tokens: int, line: Line, error: Exception) -> None:
-    what = f"{shape.name}, {tokens} tokens, {line.name}"
-    if line.contestant.library == OURS:
-        session.fail(what, error)
+    if contestant.library == OURS and not isinstance(error, OutOfMemoryError):
+        session.fail(what, error, **about)
     else:
         session.leave_out(what, in_short(error))
 

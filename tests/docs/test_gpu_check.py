@@ -12,18 +12,22 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from torch.nn import functional
 
 import bge_runtime
 from benchmarks.gpu_check import accuracy, contestants, memory, page, sections, speed
+from benchmarks.gpu_check.card import CudaMemory
 from benchmarks.gpu_check.sections import CPU_SECTIONS, GPU_SECTIONS, GRACE_S, Section, run_sections
 from benchmarks.gpu_check.session import Session
 from benchmarks.gpu_check.subjects import SHAPE_KINDS, SUBJECTS, distance, mixed, of_length, shapes, write_shape
+from benchmarks.limit import flops
 from bge_runtime.backends import registry
 from bge_runtime.backends.devices import Accelerators
 from bge_runtime.backends.packed import attention
@@ -47,6 +51,7 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_cache: Path, fr
     monkeypatch.setattr(accuracy, "ways", lambda subject, place: iter(TWO_WAYS))
     for name, value in {"TEXTS": 64, "TOKENS": 8, "BATCH_TOKENS": 256, "REPLICA_TEXTS_ON_CPU": 12}.items():
         monkeypatch.setattr(memory, name, value)
+    monkeypatch.setattr(speed, "MOST", 16)
     return Session(device="cpu", place=tmp_path, file=tmp_path / "out" / "gpu_check.json", section="here")
 
 
@@ -88,7 +93,8 @@ def test_a_run_fills_the_json_form_and_the_page_is_made_of_it(session):
     for each in results["speed"]:
         low, high = each["range"]
         assert 0 < low <= each["per_s"] <= high
-        assert each["share"] > 0
+        done = flops(each["width"], each["tokens"], each["tokens"] ** 2, layers=1) * each["per_s"]
+        assert each["share"] == pytest.approx(done / results["matrix"]["tflops"]["float32"] / 1e12, rel=0.01)
         assert ("forward_part" in each) == (each["library"] == ours)
         assert "peak_bytes" not in each  # nothing tells it on a CPU
 
@@ -245,6 +251,64 @@ class SmallMemory:
 
 
 @pytest.fixture
+def allocator(monkeypatch):
+    """torch's allocator, written down: 8 GB, of which 1 GB is held and 3,000 bytes of that are a gap."""
+    state = {"total": 8 * 10**9, "held": 10**9, "gap": 3000, "fractions": []}
+
+    def empty(size, *, dtype, device):
+        assert (dtype, device) == (torch.uint8, "cuda:0")
+        if size > state["gap"]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        state["gap"] -= size
+        return size
+
+    calls = {
+        "get_device_properties": lambda device: SimpleNamespace(total_memory=state["total"]),
+        "synchronize": lambda device: None,
+        "empty_cache": lambda: None,
+        "memory_reserved": lambda device: state["held"],
+        "reset_peak_memory_stats": lambda device: None,
+        "max_memory_reserved": lambda device: state["held"] + 5,
+        "set_per_process_memory_fraction": lambda share, device: state["fractions"].append((share, device)),
+    }
+    for name, call in calls.items():
+        monkeypatch.setattr(torch.cuda, name, call)
+    monkeypatch.setattr(torch, "empty", empty)
+    return state
+
+
+def test_the_limit_of_a_gpus_memory_is_taken_back_whatever_happens(allocator):
+    card = CudaMemory("cuda:0")
+    assert card.peak_of(lambda: None) == 10**9 + 5
+    with pytest.raises(ValueError, match="anything"), card.limited(2 * 10**9):
+        raise ValueError("anything")
+    assert allocator["fractions"] == [(0.25, "cuda:0"), (1.0, "cuda:0")]
+
+
+def test_a_full_gpu_has_no_gap_left(allocator):
+    card = CudaMemory("cuda:0")
+    with card.full():
+        assert allocator["fractions"] == [(0.125, "cuda:0")]
+        assert allocator["gap"] < 512  # nothing smaller is ever allocated
+    assert allocator["fractions"][-1] == (1.0, "cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((9, 0), ["float16", "bfloat16"]), ((7, 5), ["float16"]), ((6, 1), ["float32"])],
+)
+def test_a_gpu_is_timed_in_what_it_is_fast_in(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(contestants, "find_spec", lambda name: object())
+    found = contestants.contestants("cuda:0")
+    assert list(dict.fromkeys(each.precision for each in found)) == expected
+    for precision in expected:
+        names = {each.backend or each.library for each in found if each.precision == precision}
+        flag = {contestants.FLAG} - ({contestants.FLAG} if precision == "bfloat16" else set())
+        assert names == {"torch", "packed", contestants.THEIRS, *flag}
+
+
+@pytest.fixture
 def run_out(session, monkeypatch):
     """Run the section on full memory with memory that is small, and return the checks that failed."""
 
@@ -314,6 +378,36 @@ def test_int8_and_exports_have_to_be_refused_on_a_gpu(session, monkeypatch, brok
     assert "packed in int8 on cuda:0 is refused" in names
     assert "openvino in float32 on cuda:0 is refused" in names
     assert failed(session) == (["packed in int8 on cuda:0 is refused"] if broken else [])
+
+
+FAULTS = {
+    "ours": (PackedBackend, "forward", RuntimeError("no kernel image"), ["small-en, vectors: packed, float32"]),
+    "our memory": (PackedBackend, "forward", bge_runtime.OutOfMemoryError("8 texts do not fit"), []),
+    "theirs": (SentenceTransformer, "encode", RuntimeError("no kernel image"), None),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_who_cannot_be_timed_is_named_and_the_others_are_timed(session, monkeypatch, fault):
+    kind, method, error, expected = FAULTS[fault]
+
+    def broken(self, *arguments, **options):
+        raise error
+
+    session.ends = time.monotonic() + 60
+    if expected is None:  # what ours are compared with is theirs too
+        monkeypatch.setattr(speed, "_compare", lambda *arguments: None)
+    monkeypatch.setattr(kind, method, broken)
+    speed.speed(session, TINY[:1], tokens=(16,), write_s=0)
+    named = [name for name in failed(session) if name in (expected or ())]
+    assert named == (expected or [])
+    assert bool(failed(session)) == (fault == "ours")
+    left_out = " ".join(each["what"] for each in session.results["left_out"])
+    assert ("packed" in left_out, "sentence-transformers" in left_out) == (fault == "our memory", fault == "theirs")
+    timed = {each["backend"] or each["library"] for each in session.results["speed"]}
+    assert timed == {"torch", "packed", "sentence-transformers"} - {
+        "packed" if kind is PackedBackend else contestants.THEIRS
+    }
 
 
 def test_a_section_that_breaks_does_not_end_the_run_and_one_without_time_is_left_out(session):

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 # Before anything reads them; the exports go into the folder of the run.
@@ -50,6 +51,7 @@ def main(given: Sequence[str] | None = None) -> int:
         os.environ["BGE_CACHE_DIR"] = str(Path(place, "exports"))
         session = Session(device=device, place=Path(place), file=file)
         session.results = {**about(session), **session.results}
+        import_module("sentence_transformers")  # takes long, and would do so in the first section that needs it
         print(
             f"on {session.results['device'].get('kind', device)}" if session.on_gpu else "no GPU here: the CPU's half"
         )

@@ -197,7 +197,11 @@ def _plain_scores(folder: Path, pairs: Inputs) -> Outputs:
     return {"scores": [references.pair_logit(folder, *pair, max_length=LONGEST)[0] for pair in pairs]}
 
 
-# Those that take long come last.
+def _llm(name: str) -> Subject:
+    return Subject(name=name, family="bert", kind="score", backends=("llm",), outputs=_scores, longest=130)
+
+
+# Every backend comes early; those that take long come last.
 SUBJECTS = (
     Subject(
         name="BAAI/bge-small-en-v1.5",
@@ -208,6 +212,15 @@ SUBJECTS = (
         reference=_plain_vectors,
     ),
     Subject(
+        name="BAAI/bge-reranker-base",
+        family="xlmr",
+        kind="score",
+        backends=None,
+        outputs=_scores,
+        reference=_plain_scores,
+    ),
+    _llm("BAAI/bge-reranker-v2-gemma"),
+    Subject(
         name="BAAI/bge-code-v1",
         family="bert",
         kind="embed",
@@ -216,23 +229,9 @@ SUBJECTS = (
         reference=_plain_last,
         longest=130,
     ),
-    *(
-        Subject(name=name, family="bert", kind="score", backends=("llm",), outputs=_scores, longest=130)
-        for name in (
-            "BAAI/bge-reranker-v2-gemma",
-            "BAAI/bge-reranker-v2-minicpm-layerwise",
-            "BAAI/bge-reranker-v2.5-gemma2-lightweight",
-        )
-    ),
     Subject(name="BAAI/BGE-VL-base", family="bert", kind="embed", backends=("torch",), outputs=_pictures, longest=64),
-    Subject(
-        name="BAAI/bge-reranker-base",
-        family="xlmr",
-        kind="score",
-        backends=None,
-        outputs=_scores,
-        reference=_plain_scores,
-    ),
+    _llm("BAAI/bge-reranker-v2-minicpm-layerwise"),
+    _llm("BAAI/bge-reranker-v2.5-gemma2-lightweight"),
     Subject(name="BAAI/bge-m3", family="xlmr", kind="embed", backends=None, outputs=_m3, reference=_plain_m3),
 )
 

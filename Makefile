@@ -19,9 +19,11 @@ SCALE ?=
 UPGRADE ?=
 RESUME ?=
 WRITE ?=
+GPU_PYTHON ?=
+OUT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test test-of-the-runtime test-of-the-rest test-slow check docs extras migration-check reference-check milvus-check published bench tables
+.PHONY: help setup lock demo test test-of-the-runtime test-of-the-rest test-slow check docs extras migration-check reference-check milvus-check published bench tables gpu-check
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -118,6 +120,10 @@ bench: setup ## Measure speed against other libraries: make bench WORKLOADS=... 
 	$(BIN)/python -m benchmarks.driver --libraries $(LIBRARIES) $(if $(WORKLOADS),--workloads $(WORKLOADS)) \
 		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SCALE),--scale $(SCALE)) $(if $(RESUME),--resume)
 	$(BIN)/python -m benchmarks.report
+
+# Where no environment can be built, any interpreter will do that has torch and sentence-transformers: GPU_PYTHON=python3.
+gpu-check: $(if $(GPU_PYTHON),,setup) ## Check a GPU's vectors, full memory and speed; without one, a CPU's: GPU_PYTHON=... OUT=folder
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) -m benchmarks.gpu_check $(if $(OUT),--out "$(OUT)")
 
 tables: setup ## Rewrite the tables of docs/benchmarks.md and docs/models.md
 	$(BIN)/python -m benchmarks.report

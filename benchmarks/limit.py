@@ -19,7 +19,7 @@ REPEATS = 3
 Product = Callable[[], Any]
 
 
-def flops(width: int, tokens: int, squares: int, *, pruned: bool = False) -> float:
+def flops(width: int, tokens: int, squares: int, *, pruned: bool = False, layers: int = LAYERS) -> float:
     """Return the operations that texts cost, padding not counted.
 
     Args:
@@ -27,11 +27,12 @@ def flops(width: int, tokens: int, squares: int, *, pruned: bool = False) -> flo
         tokens: Of all texts together.
         squares: Sum of the squared lengths, for attention.
         pruned: Count the last layer only as far as one pooled row per text needs it: keys and values of all tokens.
+        layers: Of the model.
     """
     linear, attention = 24 * width**2 * tokens, 4 * width * squares
     if not pruned:
-        return float(LAYERS * (linear + attention))
-    return float((LAYERS - 1) * (linear + attention) + 4 * width**2 * tokens)
+        return float(layers * (linear + attention))
+    return float((layers - 1) * (linear + attention) + 4 * width**2 * tokens)
 
 
 def measure(kind: str) -> dict[str, Any]:

@@ -19,9 +19,11 @@ Files = dict[str, bytes]
 class Checkpoint:
     """What one seeded repository looks like.
 
-    `max_length` is what its tokenizer and sentence-transformers files say; `head` is the number of labels, 0
-    for an embedder; `modules` says whether the sentence-transformers files are there; `m3_heads` adds the two
-    extra heads of bge-m3; `poisoned_token` makes every text that holds this token come out as NaN.
+    `inner` is the width of the inner layers, twice that of the states unless given; `words` the rows of the table of
+    words, as many as the tokenizer has tokens unless given; the others hold zeros and are never read. `max_length` is
+    what its tokenizer and sentence-transformers files say; `head` is the number of labels, 0 for an embedder;
+    `modules` says whether the sentence-transformers files are there; `m3_heads` adds the two extra heads of bge-m3;
+    `poisoned_token` makes every text that holds this token come out as NaN.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Checkpoint:
     max_length: int = 512
     layers: int = 2
     heads: int = 4
+    inner: int | None = None
+    words: int | None = None
     head: int = 0
     modules: bool = True
     pickled: bool = False
@@ -69,7 +73,7 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "hidden_dropout_prob": 0.1,
         "hidden_size": checkpoint.hidden,
         "initializer_range": 0.02,
-        "intermediate_size": 2 * checkpoint.hidden,
+        "intermediate_size": checkpoint.inner or 2 * checkpoint.hidden,
         "layer_norm_eps": 1e-12 if bert else 1e-5,
         "max_position_embeddings": checkpoint.positions,
         "num_attention_heads": checkpoint.heads,
@@ -78,7 +82,7 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "torch_dtype": "float32",
         "type_vocab_size": 2 if bert else 1,
         "use_cache": True,
-        "vocab_size": len(vocabulary(checkpoint.family)),
+        "vocab_size": checkpoint.words or len(vocabulary(checkpoint.family)),
         **({"pad_token_id": 0} if bert else {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}),
         **({"id2label": labels, "label2id": {name: int(key) for key, name in labels.items()}} if labels else {}),
     }
@@ -118,7 +122,11 @@ def _seeded_weights(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[s
     generator = torch.Generator().manual_seed(checkpoint.seed)
     weights = {}
     for name, shape in shapes.items():
-        noise = torch.randn(shape, generator=generator)
+        if name.endswith("word_embeddings.weight"):
+            noise = torch.zeros(shape)
+            noise[: len(vocabulary(checkpoint.family))].normal_(generator=generator)
+        else:
+            noise = torch.randn(shape, generator=generator)
         if name.endswith("LayerNorm.weight"):
             weights[name] = 1 + 0.1 * noise
         elif name.endswith(".bias"):

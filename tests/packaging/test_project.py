@@ -65,6 +65,7 @@ def test_make_has_the_documented_targets() -> None:
         "published",
         "bench",
         "tables",
+        "gpu-check",
     }
 
 

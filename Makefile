@@ -8,8 +8,8 @@ ENVIRONMENTS := .environments
 PEERS := .benchmarks/venvs
 COMPILE := uv pip compile --quiet --generate-hashes --no-header --no-annotate --override locks/without-torch.txt
 LOCK = $(BIN)/$(COMPILE) --universal --python-version 3.11 $(if $(UPGRADE),--upgrade)
+RANGES = $(BIN)/$(COMPILE) --python $(BIN)/python pyproject.toml --all-extras --group dev
 SETUP_EXTRAS := langchain llamaindex offline onnx openvino pdf eval telemetry
-SETUP_REQUIREMENTS := pyproject.toml $(SETUP_EXTRAS:%=--extra %) --group dev
 # What others deprecate among themselves, which pyproject.toml ignores: errors where everything is the newest.
 STRICT := -W error::DeprecationWarning -W error::PendingDeprecationWarning -W error::FutureWarning
 INCUMBENTS := langchain-huggingface llama-index sentence-transformers
@@ -51,7 +51,7 @@ $(STAMP): pyproject.toml locks/setup.txt
 # What `make setup` installs and what all extras may need agree; the other environments are locked one by one.
 lock: setup ## Renew the locks after a change of requirements; UPGRADE=1 takes the newest versions
 	$(LOCK) pyproject.toml --all-extras --group dev --output-file locks/extras.txt
-	$(LOCK) $(SETUP_REQUIREMENTS) --constraint locks/extras.txt --output-file locks/setup.txt
+	$(LOCK) pyproject.toml $(SETUP_EXTRAS:%=--extra %) --group dev --constraint locks/extras.txt --output-file locks/setup.txt
 	$(LOCK) pyproject.toml --extra langchain --extra llamaindex --group dev tests/migration/requirements.txt \
 		--output-file locks/migration.txt
 	$(LOCK) tests/reference/requirements.txt --group locked --output-file locks/reference.txt
@@ -86,14 +86,15 @@ test-of-the-rest:
 # By hand: what they install changes from day to day.
 test-latest: setup ## Run the tests on the newest versions that pyproject.toml admits
 	@rm -rf $(ENVIRONMENTS)/latest* && mkdir -p $(ENVIRONMENTS)
-	$(BIN)/$(COMPILE) --python $(BIN)/python $(SETUP_REQUIREMENTS) --output-file $(ENVIRONMENTS)/latest.txt
+	$(RANGES) --output-file $(ENVIRONMENTS)/latest.txt
 	$(call environment,$(ENVIRONMENTS)/latest,$(ENVIRONMENTS)/latest.txt)
 	@$(HALVES) VENV=$(ENVIRONMENTS)/latest WARNINGS='$(STRICT)'
 
 test-lowest: setup ## Run the tests on the lowest versions that pyproject.toml admits
 	@rm -rf $(ENVIRONMENTS)/lowest* && mkdir -p $(ENVIRONMENTS)
-	$(BIN)/$(COMPILE) --python $(BIN)/python $(SETUP_REQUIREMENTS) --resolution lowest-direct --output-file $(ENVIRONMENTS)/lowest.txt
+	$(RANGES) --resolution lowest-direct --output-file $(ENVIRONMENTS)/lowest.txt
 	$(call environment,$(ENVIRONMENTS)/lowest,$(ENVIRONMENTS)/lowest.txt)
+	$(ENVIRONMENTS)/lowest/bin/python -m pytest tests/packaging/check_lowest.py -o python_functions="check_*"
 	@$(HALVES) VENV=$(ENVIRONMENTS)/lowest
 
 test-slow: setup ## Run the slow tests: many processes, long soaks

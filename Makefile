@@ -48,8 +48,12 @@ $(STAMP): pyproject.toml locks/setup.txt
 	$(call environment,$(VENV),locks/setup.txt)
 	@touch $(STAMP)
 
+# Not by `make setup`, which refuses an old lock that a new requirement is missing from.
+$(BIN)/uv:
+	$(call versions,$(VENV),locks/setup.txt)
+
 # What `make setup` installs and what all extras may need agree; the other environments are locked one by one.
-lock: setup ## Renew the locks after a change of requirements; UPGRADE=1 takes the newest versions
+lock: $(BIN)/uv ## Renew the locks after a change of requirements; UPGRADE=1 takes the newest versions
 	$(LOCK) pyproject.toml --all-extras --group dev --output-file locks/extras.txt
 	$(LOCK) pyproject.toml $(SETUP_EXTRAS:%=--extra %) --group dev --constraint locks/extras.txt --output-file locks/setup.txt
 	$(LOCK) pyproject.toml --extra langchain --extra llamaindex --group dev tests/migration/requirements.txt \

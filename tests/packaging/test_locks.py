@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,15 @@ from tests.packaging.project import ROOT, extras, project, setup_extras
 
 LOCKS = ROOT / "locks"
 PEERS = ROOT / "benchmarks" / "requirements"
-FRAMEWORKS = ("langchain", "llamaindex")
+FRAMEWORKS = ["langchain", "llamaindex"]
 # Lock -> the extras of this project in it (None: the project is not), a dependency group, a file of requirements.
-SOURCES: dict[str, tuple[tuple[str, ...] | None, str, Path | None]] = {
-    "extras": (tuple(name for name in extras() if name != "all"), "dev", None),
-    "setup": (tuple(setup_extras()), "dev", None),
+SOURCES: dict[str, tuple[Sequence[str] | None, str, Path | None]] = {
+    "extras": ([name for name in extras() if name != "all"], "dev", None),
+    "setup": (setup_extras(), "dev", None),
     "migration": (FRAMEWORKS, "dev", ROOT / "tests" / "migration" / "requirements.txt"),
     "reference": (None, "locked", ROOT / "tests" / "reference" / "requirements.txt"),
-    "milvus-langchain": (("langchain",), "locked", ROOT / "tests" / "milvus" / "langchain.txt"),
-    "milvus-llamaindex": (("llamaindex",), "locked", ROOT / "tests" / "milvus" / "llamaindex.txt"),
+    "milvus-langchain": (["langchain"], "locked", ROOT / "tests" / "milvus" / "langchain.txt"),
+    "milvus-llamaindex": (["llamaindex"], "locked", ROOT / "tests" / "milvus" / "llamaindex.txt"),
     **{f"benchmarks/{file.stem}": (None, "locked", file) for file in sorted(PEERS.glob("*.txt"))},
 }
 
@@ -42,13 +44,16 @@ def requirements(lock: str) -> list[Requirement]:
     """Return what a lock has to fulfil, but for torch."""
     asked, tools, file = SOURCES[lock]
     lines = group(tools)
+    if file is not None:
+        text = re.sub(r"#.*", "", file.read_text(encoding="utf-8"))
+        itself = re.search(r"^-e \.\[(.+)\]\n", text, flags=re.MULTILINE)
+        if itself is not None:
+            asked, text = itself[1].split(","), text.replace(itself[0], "")
+        lines += text.split()
     if asked is not None:
         lines += project()["dependencies"]
         lines += [line for name in asked for line in project()["optional-dependencies"][name]]
-    if file is not None:
-        lines += [line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    found = [Requirement(line) for line in lines if line and not line.startswith("-e ")]
-    return [each for each in found if each.name != "torch"]
+    return [each for each in map(Requirement, lines) if each.name != "torch"]
 
 
 def pins(lock: str) -> list[tuple[str, str, bool]]:

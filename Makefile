@@ -4,13 +4,14 @@ VENV ?= .venv
 DATA ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+ENVIRONMENTS := .environments
 PEERS := .benchmarks/venvs
-MIGRATION := .migration
-REFERENCE := .reference
-MILVUS := .milvus
-LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate \
-	--override locks/without-torch.txt $(if $(UPGRADE),--upgrade) pyproject.toml
+COMPILE := uv pip compile --quiet --generate-hashes --no-header --no-annotate --override locks/without-torch.txt
+LOCK = $(BIN)/$(COMPILE) --universal --python-version 3.11 $(if $(UPGRADE),--upgrade)
+RANGES = $(BIN)/$(COMPILE) --python $(BIN)/python pyproject.toml --all-extras --group dev
 SETUP_EXTRAS := langchain llamaindex offline onnx openvino pdf eval telemetry
+# What others deprecate among themselves, which pyproject.toml ignores: errors where everything is the newest.
+STRICT := -W error::DeprecationWarning -W error::PendingDeprecationWarning -W error::FutureWarning
 INCUMBENTS := langchain-huggingface llama-index sentence-transformers
 LIBRARIES ?= $(basename $(notdir $(wildcard benchmarks/requirements/*.txt)))
 WORKLOADS ?=
@@ -23,41 +24,84 @@ GPU_PYTHON ?=
 OUT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test test-of-the-runtime test-of-the-rest test-slow check docs extras migration-check reference-check milvus-check published bench tables gpu-check
+.PHONY: help setup lock demo test test-latest test-lowest test-of-the-runtime test-of-the-rest test-slow check docs extras migration-check reference-check milvus-check published bench tables gpu-check
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: $(STAMP) ## Build .venv with everything that the other targets need
 
-# The lock holds every version and its hashes, but torch: TORCH and pip's own settings choose its build.
+# A lock holds every version and its hashes, but torch: TORCH and pip's own settings choose its build.
+define versions
+	$(PYTHON) -m venv $1
+	$1/bin/python -m pip install --quiet --no-deps --require-hashes --requirement $2
+	$(if $3,$1/bin/python -m pip install --quiet "$(TORCH)")
+endef
+
+# The versions of a lock, torch, and this project.
+define environment
+	$(call versions,$1,$2,torch)
+	$1/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$1/bin/python -m pip check
+endef
+
 $(STAMP): pyproject.toml locks/setup.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement locks/setup.txt
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m pip check
+	$(call environment,$(VENV),locks/setup.txt)
 	@touch $(STAMP)
 
-# Two files that agree: what `make setup` installs, and what all extras may need. UPGRADE=1 takes the newest versions.
-lock: setup ## Renew the locks after a change of pyproject.toml; UPGRADE=1 takes the newest versions
-	$(LOCK) --all-extras --group dev --output-file locks/extras.txt
-	$(LOCK) $(SETUP_EXTRAS:%=--extra %) --group dev --constraint locks/extras.txt --output-file locks/setup.txt
+# Not by `make setup`, which refuses an old lock that a new requirement is missing from.
+$(BIN)/uv:
+	$(call versions,$(VENV),locks/setup.txt)
+
+# What `make setup` installs and what all extras may need agree; the other environments are locked one by one.
+lock: $(BIN)/uv ## Renew the locks after a change of requirements; UPGRADE=1 takes the newest versions
+	$(LOCK) pyproject.toml --all-extras --group dev --output-file locks/extras.txt
+	$(LOCK) pyproject.toml $(SETUP_EXTRAS:%=--extra %) --group dev --constraint locks/extras.txt --output-file locks/setup.txt
+	$(LOCK) pyproject.toml --extra langchain --extra llamaindex --group dev tests/migration/requirements.txt \
+		--output-file locks/migration.txt
+	$(LOCK) tests/reference/requirements.txt --group locked --output-file locks/reference.txt
+	$(LOCK) pyproject.toml --extra langchain --group locked tests/milvus/langchain.txt \
+		--output-file locks/milvus-langchain.txt
+	$(LOCK) pyproject.toml --extra llamaindex --group locked tests/milvus/llamaindex.txt \
+		--output-file locks/milvus-llamaindex.txt
+	@mkdir -p locks/benchmarks
+	@for name in $(basename $(notdir $(wildcard benchmarks/requirements/*.txt))); do \
+		echo "locks/benchmarks/$$name.txt"; \
+		$(LOCK) benchmarks/requirements/$$name.txt --group locked --no-emit-package bge-integrations \
+			--output-file locks/benchmarks/$$name.txt || exit 1; \
+	done
 
 demo: setup ## Three questions answered through LangChain and LlamaIndex, offline
 	$(BIN)/python examples/01_quickstart.py
 
 # Two halves side by side, one thread each; what a half prints appears when it ends.
+HALVES = $(MAKE) --no-print-directory --keep-going --jobs=2 $(filter --%,$(patsubst output-sync,--output-sync,$(.FEATURES))) \
+	test-of-the-runtime test-of-the-rest
+PYTEST = $(BIN)/python -m pytest -m "not hub and not slow" $(WARNINGS) -o cache_dir=.pytest_cache/$(notdir $(VENV))
+
 test: setup ## Run the tests (no network), but for the slow ones
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 $(filter --%,$(patsubst output-sync,--output-sync,$(.FEATURES))) \
-		test-of-the-runtime test-of-the-rest
+	@$(HALVES)
 
 test-of-the-runtime:
-	$(BIN)/python -m pytest -m "not hub and not slow" -o cache_dir=.pytest_cache/runtime tests/runtime
+	$(PYTEST)/runtime tests/runtime
 
 test-of-the-rest:
-	$(BIN)/python -m pytest -m "not hub and not slow" -o cache_dir=.pytest_cache/rest tests --ignore=tests/runtime
+	$(PYTEST)/rest tests --ignore=tests/runtime
+
+# By hand: what they install changes from day to day.
+test-latest: setup ## Run the tests on the newest versions that pyproject.toml admits
+	@rm -rf $(ENVIRONMENTS)/latest* && mkdir -p $(ENVIRONMENTS)
+	$(RANGES) --output-file $(ENVIRONMENTS)/latest.txt
+	$(call environment,$(ENVIRONMENTS)/latest,$(ENVIRONMENTS)/latest.txt)
+	@$(HALVES) VENV=$(ENVIRONMENTS)/latest WARNINGS='$(STRICT)'
+
+test-lowest: setup ## Run the tests on the lowest versions that pyproject.toml admits
+	@rm -rf $(ENVIRONMENTS)/lowest* && mkdir -p $(ENVIRONMENTS)
+	$(RANGES) --resolution lowest-direct --output-file $(ENVIRONMENTS)/lowest.txt
+	$(call environment,$(ENVIRONMENTS)/lowest,$(ENVIRONMENTS)/lowest.txt)
+	$(ENVIRONMENTS)/lowest/bin/python -m pytest tests/packaging/check_lowest.py -o python_functions="check_*"
+	@$(HALVES) VENV=$(ENVIRONMENTS)/lowest
 
 test-slow: setup ## Run the slow tests: many processes, long soaks
 	$(BIN)/python -m pytest -m "not hub and slow"
@@ -74,40 +118,25 @@ docs: setup ## Check every page, link and code block of the documentation
 extras: setup ## Install the wheel with each extra in an empty environment and try it
 	$(BIN)/python -m tests.packaging.try_extras --torch "$(TORCH)" $(EXTRAS)
 
-migration-check: $(MIGRATION)/.ready ## Compare results with the packages that docs/migration.md names
-	$(MIGRATION)/bin/python -m pytest tests/migration/check_incumbents.py -o python_functions="check_*"
+migration-check: $(ENVIRONMENTS)/migration/.ready ## Compare results with the packages that docs/migration.md names
+	$(ENVIRONMENTS)/migration/bin/python -m pytest tests/migration/check_incumbents.py -o python_functions="check_*"
 
-$(MIGRATION)/.ready: tests/migration/requirements.txt pyproject.toml
-	rm -rf $(MIGRATION)
-	$(PYTHON) -m venv $(MIGRATION)
-	$(MIGRATION)/bin/python -m pip install --quiet --upgrade pip
-	$(MIGRATION)/bin/python -m pip install --quiet "$(TORCH)"
-	$(MIGRATION)/bin/python -m pip install --quiet --editable ".[langchain,llamaindex]" --group dev
-	$(MIGRATION)/bin/python -m pip install --quiet --requirement tests/migration/requirements.txt
-	@touch $@
-
-reference-check: setup $(REFERENCE)/.ready ## Compare results with FlagEmbedding itself; WRITE=1 keeps its numbers for the tests
-	$(BIN)/python -m tests.reference.check --python $(REFERENCE)/bin/python $(if $(WRITE),--write)
-
-$(REFERENCE)/.ready: tests/reference/requirements.txt
-	rm -rf $(REFERENCE)
-	$(PYTHON) -m venv $(REFERENCE)
-	$(REFERENCE)/bin/python -m pip install --quiet --upgrade pip
-	$(REFERENCE)/bin/python -m pip install --quiet "$(TORCH)"
-	$(REFERENCE)/bin/python -m pip install --quiet --requirement tests/reference/requirements.txt
-	@touch $@
-
-milvus-check: $(MILVUS)/langchain/.ready $(MILVUS)/llamaindex/.ready ## Hybrid search on Milvus Lite, through both frameworks
-	$(MILVUS)/langchain/bin/python -m pytest -v tests/milvus/check_langchain.py -o python_functions="check_*"
-	$(MILVUS)/llamaindex/bin/python -m pytest -v tests/milvus/check_llamaindex.py -o python_functions="check_*"
+reference-check: setup $(ENVIRONMENTS)/reference/.ready ## Compare results with FlagEmbedding itself; WRITE=1 keeps its numbers for the tests
+	$(BIN)/python -m tests.reference.check --python $(ENVIRONMENTS)/reference/bin/python $(if $(WRITE),--write)
 
 # Two environments: the frameworks' packages need different major versions of pymilvus.
-$(MILVUS)/%/.ready: tests/milvus/%.txt pyproject.toml
-	@mkdir -p $(MILVUS) && rm -rf $(@D)
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --upgrade pip
-	$(@D)/bin/python -m pip install --quiet "$(TORCH)"
-	$(@D)/bin/python -m pip install --quiet --editable ".[$*]" --requirement $<
+milvus-check: $(ENVIRONMENTS)/milvus-langchain/.ready $(ENVIRONMENTS)/milvus-llamaindex/.ready ## Hybrid search on Milvus Lite, through both frameworks
+	$(ENVIRONMENTS)/milvus-langchain/bin/python -m pytest -v tests/milvus/check_langchain.py -o python_functions="check_*"
+	$(ENVIRONMENTS)/milvus-llamaindex/bin/python -m pytest -v tests/milvus/check_llamaindex.py -o python_functions="check_*"
+
+$(ENVIRONMENTS)/reference/.ready: locks/reference.txt
+	@rm -rf $(@D)
+	$(call versions,$(@D),$<,torch)
+	@touch $@
+
+$(ENVIRONMENTS)/%/.ready: locks/%.txt pyproject.toml
+	@rm -rf $(@D)
+	$(call environment,$(@D),$<)
 	@touch $@
 
 published: setup ## Compare with published figures: make published DATA=folder
@@ -129,9 +158,12 @@ tables: setup ## Rewrite the tables of docs/benchmarks.md and docs/models.md
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python tests/docs/model_table.py --write
 
-$(PEERS)/%/.ready: benchmarks/requirements/%.txt
+$(PEERS)/%/.ready: locks/benchmarks/%.txt
 	@mkdir -p $(PEERS) && rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
-	@if grep -qx torch $<; then $(@D)/bin/python -m pip install --quiet "$(TORCH)" >$(PEERS)/$*.log 2>&1; fi
-	$(@D)/bin/python -m pip install --quiet --requirement $< >>$(PEERS)/$*.log 2>&1 || { rm -rf $(@D); exit 1; }
+	@{ $(@D)/bin/python -m pip install --quiet --no-deps --require-hashes --requirement $< \
+		&& if grep -qx torch benchmarks/requirements/$*.txt; then $(@D)/bin/python -m pip install --quiet "$(TORCH)"; fi \
+		&& if grep -q '^-e' benchmarks/requirements/$*.txt; then \
+			$(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .; fi; \
+	} >$(PEERS)/$*.log 2>&1 || { rm -rf $(@D); exit 1; }
 	@touch $@

@@ -55,10 +55,10 @@ def test_python_blocks_run(page: Path) -> None:
 @pytest.mark.usefixtures("hub_cache", "as_before")
 def test_the_readme_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     page = ROOT / "README.md"
-    (block,) = [block for block in code_blocks(page, "python") if "DEFAULT_OFFLINE_MODEL" in block.text]
-    exec(compile(block.text, str(page), "exec"), {})
-    (expected,) = code_blocks(page, "text")
-    assert capsys.readouterr().out == expected.text
+    offline = [block for block in code_blocks(page, "python") if "DEFAULT_OFFLINE_MODEL" in block.text]
+    for block, expected in zip(offline, code_blocks(page, "text"), strict=True):
+        exec(compile(block.text, str(page), "exec"), {})
+        assert capsys.readouterr().out == expected.text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
@@ -85,7 +85,7 @@ def check_make(arguments: list[str]) -> None:
 
 def check_pip(arguments: list[str]) -> None:
     assert arguments[0] == "install"
-    named = re.findall(r"bge-integrations\[([\w,-]+)\]", " ".join(arguments))
+    named = re.findall(r"(?:bge-integrations|\.)\[([\w,-]+)\]", " ".join(arguments))
     assert {extra for names in named for extra in names.split(",")} <= set(extras())
 
 

@@ -22,6 +22,13 @@ def extras() -> list[str]:
     return list(project()["optional-dependencies"])
 
 
+def setup_extras() -> list[str]:
+    """Return the extras that `make setup` installs."""
+    found = re.search(r"^SETUP_EXTRAS := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert found is not None
+    return found[1].split()
+
+
 def make_targets() -> set[str]:
     """Return the targets that `make help` lists."""
     return set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))

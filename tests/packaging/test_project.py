@@ -55,6 +55,8 @@ def test_make_has_the_documented_targets() -> None:
         "lock",
         "demo",
         "test",
+        "test-latest",
+        "test-lowest",
         "test-slow",
         "check",
         "docs",
@@ -75,7 +77,9 @@ def test_the_gate_runs_the_targets_of_the_makefile() -> None:
     assert os.access(script, os.X_OK)
     assert "set -euo pipefail" in text
     called = re.findall(r"^make ([\w-]+)$", text, flags=re.MULTILINE)
-    assert {"check", "test", "test-slow", "extras"} <= set(called) <= make_targets()
+    # What they install changes from day to day, and the gate must not: they are run by hand.
+    by_hand = {"test-latest", "test-lowest"}
+    assert {"check", "test", "test-slow", "extras"} <= set(called) <= make_targets() - by_hand
 
 
 def test_passages_of_others_carry_their_licence() -> None:

@@ -75,9 +75,10 @@ class _Graph:
         step = self._constant(np.float32(int8.step))
         zero_point = self.writer.constant(np.array(int8.zero_point, np.uint8))
         (rounded,) = self.writer.node("QuantizeLinear", rows, step, zero_point)
-        inputs = [rounded, self.writer.constant(int8.weight.T), step, self._constant(int8.scale), zero_point]
+        # Without the place of the weight's zero point, onnxruntime before 1.30 reads past the end and ends the process.
+        inputs = [rounded, self.writer.constant(int8.weight.T), step, self._constant(int8.scale), zero_point, ""]
         if bias is not None:
-            inputs += ["", self._constant(bias)]
+            inputs.append(self._constant(bias))
         return self.writer.node("MatMulIntegerToFloat", *inputs, domain=FUSED)[0]
 
     def _split(self, cells: str, parts: int) -> list[str]:

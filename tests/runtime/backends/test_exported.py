@@ -35,9 +35,10 @@ SEEDED = {
 
 @pytest.fixture(scope="module", autouse=True)
 def export_cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BGE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
+        patch.setenv("BGE_CACHE_DIR", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="module", params=["onnx", "openvino"])
@@ -172,6 +173,16 @@ def test_int8_scores_stay_near_the_models_own(loaded, name):
     batch = sequences((20, 60, 200), pairs=True)
     exact = np.stack(loaded("bert-score", name).forward(batch, "score"))
     np.testing.assert_allclose(loaded("bert-score", name, "int8").forward(batch, "score"), exact, atol=0.1)
+
+
+def test_every_int8_product_has_a_place_for_its_weights_zero_point(loaded, export_cache):
+    """onnxruntime before 1.30 reads that input without asking whether there is one, and ends the process."""
+    onnx = pytest.importorskip("onnx")
+    loaded("minilm", "onnx", "int8")
+    graphs = [onnx.load(file, load_external_data=False).graph for file in export_cache.glob("exports/*/model.onnx")]
+    products = [node for graph in graphs for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
+    assert {len(node.input) for node in products} == {6, 7}
+    assert {node.input[5] for node in products} == {""}
 
 
 def test_the_users_texts_calibrate_int8(loaded, name, minilm, tmp_path):

@@ -19,6 +19,7 @@ Every class also inherits the builtin that a caller would catch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -37,7 +38,11 @@ __all__ = [
     "UnknownArgumentError",
     "UnsafeWeightsError",
     "UnsupportedModelError",
+    "check_choice",
     "check_count",
+    "check_flag",
+    "check_path",
+    "check_string",
     "public",
 ]
 
@@ -159,3 +164,62 @@ def check_count(value: Any, name: str) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     raise ConfigurationError(f"{name}={value!r} is not allowed. Pass a whole number of at least 1, or None.")
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """Return a boolean; a text such as "False" is none, though Python takes it for true.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    if isinstance(value, bool):
+        return value
+    raise ConfigurationError(f"{name}={value!r} is not allowed. Pass True or False.")
+
+
+def check_string(value: Any, name: str) -> str | None:
+    """Return a text that is not empty, or `None`.
+
+    Raises:
+        ConfigurationError: It is something else; what kind of thing, since it may be a secret.
+    """
+    if value is None or (isinstance(value, str) and value and "\0" not in value):
+        return value
+    what = f"{value!r}" if isinstance(value, str) else f"of type {type(value).__name__}"
+    raise ConfigurationError(f"{name} is {what}, which is not allowed. Pass a text, or None.")
+
+
+def check_choice(value: Any, name: str, allowed: Iterable[str]) -> str:
+    """Return one of the texts that are allowed.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    texts = list(allowed)
+    if isinstance(value, str) and value in texts:
+        return value
+    shown = " or ".join(filter(None, [", ".join(map(repr, texts[:-1])), repr(texts[-1])]))
+    raise ConfigurationError(f"{name}={value!r} is not allowed. Use {shown}.")
+
+
+def check_path(value: Any, name: str) -> str:
+    """Return a path as a text, with the home folder in place of `~`.
+
+    Raises:
+        ConfigurationError: It is no path, or `~` names a user that there is not.
+    """
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or not path or "\0" in path or not _can_be_written(path):
+        raise ConfigurationError(f"{name}={value!r} is not a path. Pass a text or a Path.")
+    written_out = os.path.expanduser(path)
+    if written_out.startswith("~"):
+        raise ConfigurationError(f"{name}={path!r} names the home folder of a user that this machine does not have.")
+    return written_out
+
+
+def _can_be_written(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # half a character
+        return False
+    return True

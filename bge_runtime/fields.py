@@ -12,22 +12,26 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
 from bge_runtime import ConfigurationError, Embedder, Reranker, UnknownArgumentError
+from bge_runtime.embedding.instructions import OTHER_NAMES
 
 __all__ = [
     "Arguments",
     "Count",
     "DocumentInstruction",
     "EmbedderFields",
+    "Flag",
     "LoadingFields",
     "ModelName",
     "QueryInstruction",
     "RerankerFields",
     "Seconds",
+    "document_names",
     "names_of",
     "plain",
 ]
 
 Count = Annotated[int, Field(gt=0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]  # pydantic would take "no" and 0 too
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
 # Types, not fields of the classes below: the frameworks call them differently, or want them at another place in dumps.
@@ -74,17 +78,19 @@ class LoadingFields(BaseModel):
     backend: str = Field(default="auto", description="packed, torch, onnx, openvino, llm; auto chooses.")
     calibration: str | None = Field(default=None, description="File of texts that calibrate an int8 export.")
     devices: list[str] | None = Field(default=None, description="Devices that each hold a replica.")
-    keep_alive_s: float | None = Field(default=None, description="Seconds until idle weights are freed; None never.")
+    keep_alive_s: float | None = Field(
+        default=None, strict=True, description="Seconds until idle weights are freed; None never."
+    )
     batch_size: Count | None = Field(default=None, description="Most texts in one forward pass.")
     batch_tokens: Count | None = Field(default=None, description="Most padded tokens in one forward pass.")
-    show_progress: bool = Field(default=False, description="Whether calls show a progress bar.")
+    show_progress: Flag = Field(default=False, description="Whether calls show a progress bar.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of the hub repository.")
     token: str | None = Field(default=None, exclude=True, repr=False, description="Hub token; never dumped or pickled.")
     cache_folder: str | None = Field(
         default=None, description="Folder of downloaded models; None is the Hugging Face cache."
     )
-    local_files_only: bool = Field(default=False, description="Whether to leave the network alone.")
-    trust_remote_code: bool = Field(default=False, description="Whether to run the repository's Python code.")
+    local_files_only: Flag = Field(default=False, description="Whether to leave the network alone.")
+    trust_remote_code: Flag = Field(default=False, description="Whether to run the repository's Python code.")
     base_model: str | None = Field(
         default=None, description="Model of the table whose instructions and pooling a fine-tune inherits."
     )
@@ -157,10 +163,10 @@ class EmbedderFields(BaseModel):
     examples: list[dict[str, str]] | None = Field(
         default=None, description="In-context examples before queries (bge-en-icl): instruct, query, response."
     )
-    legacy: bool = Field(
+    legacy: Flag = Field(
         default=False, description="Read texts as HuggingFaceBgeEmbeddings did: for indexes that it filled."
     )
-    normalize: bool | None = Field(default=None, description="L2-normalise; None is the model's own.")
+    normalize: Flag | None = Field(default=None, description="L2-normalise; None is the model's own.")
     truncate_dim: Count | None = Field(default=None, description="Keep this many leading dimensions.")
     vector_cache: Any = Field(
         default=None, exclude=True, description="A bge_runtime.VectorCache or the path of its file; not dumped."
@@ -180,7 +186,7 @@ class RerankerFields(BaseModel):
     injected: ClassVar[str] = "reranker"
     runtime_type: ClassVar[type[Any]] = Reranker
 
-    normalize: bool = Field(
+    normalize: Flag = Field(
         default=True, description="Sigmoid, 0 to 1; False is the raw logit. Late interaction ignores it."
     )
     mode: Literal["multi_vector", "sparse", "dense", "hybrid"] | None = Field(
@@ -260,6 +266,11 @@ class Arguments:
         """
         if value:
             raise ConfigurationError(f"{self.owner} does not take {origin}={value!r}. {advice}")
+
+
+def document_names(field: str) -> dict[str, str]:
+    """Return the further names of the document instruction, for a class whose own name of it is `field`."""
+    return {name: field for name in (*OTHER_NAMES, *OTHER_NAMES.values()) if name != field}
 
 
 def names_of(*groups: type[BaseModel], **others: str) -> dict[str, str]:

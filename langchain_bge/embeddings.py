@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 
 from bge_runtime import DEFAULT_EMBEDDER, ConfigurationError, Embedder, VisionEmbedder, check_text
-from bge_runtime.fields import DocumentInstruction, EmbedderFields, ModelName, QueryInstruction, names_of
+from bge_runtime.fields import (
+    DocumentInstruction,
+    EmbedderFields,
+    ModelName,
+    QueryInstruction,
+    document_names,
+    names_of,
+)
 from langchain_bge.arguments import query_options
 from langchain_bge.configured import ConfiguredModel
 
@@ -89,7 +96,7 @@ class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
     settled: ClassVar[tuple[str, ...]] = ("query_encode_kwargs",)
     renamed: ClassVar[dict[str, str]] = {
         **ConfiguredModel.renamed,
-        "document_instruction": "embed_instruction",
+        **document_names("embed_instruction"),
         "show_progress_bar": "show_progress",
     }
     retired: ClassVar[dict[str, str]] = {

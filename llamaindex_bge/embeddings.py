@@ -16,7 +16,14 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from bge_runtime import DEFAULT_EMBEDDER, ConfigurationError, Embedder, InputError, check_text, check_texts
-from bge_runtime.fields import DocumentInstruction, EmbedderFields, ModelName, QueryInstruction, names_of
+from bge_runtime.fields import (
+    DocumentInstruction,
+    EmbedderFields,
+    ModelName,
+    QueryInstruction,
+    document_names,
+    names_of,
+)
 from llamaindex_bge.caching import CachedVectors
 from llamaindex_bge.events import embedding_events
 from llamaindex_bge.identity import is_folder, known_defaults, vector_settings
@@ -62,6 +69,7 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
     )
     renamed: ClassVar[dict[str, str]] = {
         **ConfiguredModel.renamed,
+        **document_names("text_instruction"),
         "model": "model_name",
         "show_progress_bar": "show_progress",
         "target_devices": "devices",

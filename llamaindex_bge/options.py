@@ -79,7 +79,7 @@ class ConfiguredModel(LoadingFields):
         return super().__deepcopy__({**(memo or {}), **shared})
 
     def _refuse_fixed(self, names: Iterable[str]) -> None:
-        fixed = sorted(set(names) & set(self.runtime_names))
+        fixed = sorted({self.renamed.get(name, name) for name in names} & set(self.runtime_names))
         if fixed:
             raise ConfigurationError(
                 f"{type(self).__name__}: {', '.join(map(repr, fixed))} cannot change after construction. "

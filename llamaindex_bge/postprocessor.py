@@ -12,7 +12,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from bge_runtime import DEFAULT_RERANKER, InputError, Ranking, Reranker, check_text
-from bge_runtime.fields import Count, ModelName, RerankerFields, Seconds, names_of
+from bge_runtime.fields import Count, Flag, ModelName, RerankerFields, Seconds, names_of
 from llamaindex_bge.events import rerank_events
 from llamaindex_bge.options import ConfiguredModel
 
@@ -67,7 +67,7 @@ class BGERerank(RerankerFields, Limited, BaseNodePostprocessor):
         default=None,
         description=f"Seconds until the best order so far is returned, marked metadata[{PARTIAL!r}]; None waits.",
     )
-    keep_retrieval_score: bool = Field(
+    keep_retrieval_score: Flag = Field(
         default=False, description=f"Whether copies of the nodes carry metadata[{RETRIEVAL_SCORE!r}]."
     )
 

@@ -67,6 +67,13 @@ class Accelerators:
             mps=torch.backends.mps.is_available(),
         )
 
+    @classmethod
+    def counted(cls) -> Accelerators:
+        """Ask torch how many there are, and nothing by which CUDA would start: a process may fork after this."""
+        import torch
+
+        return cls(cuda=((8, 0),) * torch.cuda.device_count(), mps=torch.backends.mps.is_available())
+
 
 @public
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +126,7 @@ def choose_device(
 
 def check_device_name(device: str | None) -> str | None:
     """Return the device name in lower case; raise `ConfigurationError` when it is none that we know."""
-    if device is None or device == "auto":
+    if device is None or (isinstance(device, str) and device == "auto"):
         return None
     if isinstance(device, str) and re.fullmatch(r"cpu|mps|cuda(:\d+)?", device.lower()):
         return device.lower()

@@ -7,7 +7,6 @@ are then taken from their model, by the same names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from bge_runtime.backends.base import LoadRequest, missing_weights
 from bge_runtime.backends.registry import ENCODERS
 from bge_runtime.errors import ModelNotFoundError
 from bge_runtime.inputs.tokenizing import Tokenizing
-from bge_runtime.models.describe import own_pooling
+from bge_runtime.models.describe import modules_of, own_pooling
+from bge_runtime.models.folder import read_object
 from bge_runtime.models.hub import ADAPTER_CONFIG, weight_files
 
 if TYPE_CHECKING:
@@ -109,10 +109,10 @@ def read_files(request: LoadRequest) -> Encoder | None:
     asked = (request.model_kwargs, request.processor_kwargs, request.config_kwargs, request.adapter)
     if any(asked) or request.pickled_weights or (folder / ADAPTER_CONFIG).exists():
         return None
-    config = _json(folder / "config.json")
+    config = read_object(folder / "config.json")
     if not _computes(config) or ("auto_map" in config and request.trust_remote_code):
         return None
-    own = _json(folder / "sentence_bert_config.json")
+    own = read_object(folder / "sentence_bert_config.json")
     if any(key not in ORDINARY or not _allowed(ORDINARY[key], value) for key, value in own.items()):
         return None
     pooling = _pooling(folder, request.task)
@@ -132,10 +132,6 @@ def take_apart(loaded: TorchBackend, request: LoadRequest) -> Encoder | None:
     if not known or not _computes(config) or loaded.own_pooling == "model":
         return None
     return _assembled(model.state_dict(), config, request, loaded.own_pooling, loaded.tokenizing)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def _computes(config: Mapping[str, Any]) -> bool:
@@ -158,23 +154,23 @@ def _pooling(folder: Path, task: str) -> str | None:
 
     Without `modules.json`, sentence-transformers takes the mean for an embedder.
     """
-    file = folder / "modules.json"
-    modules = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    if any(module.get("path") and module["type"].endswith("Transformer") for module in modules):
+    modules = modules_of(folder)
+    if any(path for kind, path in modules if kind == "Transformer"):
         return "model"
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    kinds = [kind for kind, _ in modules]
     if task == "score":
         return None if kinds in ([], ["Transformer"]) else "model"
     if not kinds:
         return "mean"
-    leaves_prompt_out = _json(folder / "1_Pooling" / "config.json").get("include_prompt") is False
-    return "model" if leaves_prompt_out else own_pooling(folder, kinds)
+    settings = [read_object(folder / path / "config.json") for kind, path in modules if kind == "Pooling"]
+    leaves_prompt_out = any(each.get("include_prompt") is False for each in settings)
+    return "model" if leaves_prompt_out else own_pooling(folder, modules)
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
     """Return the tokenizer as its file describes it; `None` without one, or where other files contradict it."""
     file = folder / "tokenizer.json"
-    named = _json(folder / "tokenizer_config.json")
+    named = read_object(folder / "tokenizer_config.json")
     if not file.exists() or (folder / "added_tokens.json").exists():
         return None
     tokenizer = Tokenizer.from_file(str(file))

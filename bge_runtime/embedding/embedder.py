@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.embedding import dense, heads
-from bge_runtime.embedding.instructions import Example, Role, check_examples
+from bge_runtime.embedding.instructions import OTHER_NAMES, Example, Role, check_examples
 from bge_runtime.embedding.settings import Encoding
 from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow, run
-from bge_runtime.errors import ConfigurationError, check_count, public
+from bge_runtime.errors import ConfigurationError, check_count, check_flag, check_string, public
 from bge_runtime.inputs.checks import check_text, check_texts
 from bge_runtime.loading.loaded import LoadedModel
 from bge_runtime.loading.model import Model
-from bge_runtime.loading.options import LoadingOptions, with_loading_options
+from bge_runtime.loading.options import LoadingOptions, with_loading_options, with_other_names
 from bge_runtime.loading.runner import Runner, Truncation
 from bge_runtime.loading.source import ModelSource
 from bge_runtime.loading.store import arun
@@ -40,7 +40,10 @@ class Embedder(Model):
     normalisation share one copy of the weights and one queue with every other caller in the process.
     """
 
+    other_names = OTHER_NAMES
+
     @with_loading_options
+    @with_other_names(OTHER_NAMES)
     def __init__(
         self,
         model: str | os.PathLike[str] | ModelSpec = DEFAULT_EMBEDDER,
@@ -65,7 +68,8 @@ class Embedder(Model):
         Args:
             model: Hub id (any letter case), its part after the slash, a folder, or a `ModelSpec`.
             query_instruction: Text for queries; `""` turns it off, `None` takes the model's own.
-            document_instruction: The same for documents; BGE models want none, but for llm-embedder.
+            document_instruction: The same for documents; BGE models want none, but for llm-embedder. LangChain's and
+                LlamaIndex's names of it, `embed_instruction` and `text_instruction`, are taken too.
             task: Named pair of instructions, for models that have some (llm-embedder).
             examples: In-context examples before queries, for models that take some (bge-en-icl): dictionaries with
                 `query`, `response` and, where it is another than the query instruction, `instruct`. They come on top
@@ -102,11 +106,11 @@ class Embedder(Model):
         self._given = {
             "query_instruction": query_instruction,
             "document_instruction": document_instruction,
-            "task": task,
+            "task": check_string(task, "task"),
             "examples": check_examples(examples),
-            "legacy": legacy,
+            "legacy": check_flag(legacy, "legacy"),
         }
-        self._normalize = normalize
+        self._normalize = None if normalize is None else check_flag(normalize, "normalize")
         self._truncate_dim = check_count(truncate_dim, "truncate_dim")
         self._cache = check_cache(vector_cache)
         self._check_known()

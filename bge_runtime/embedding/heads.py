@@ -196,5 +196,5 @@ def _check_heads(runner: Runner, outputs: Sequence[str]) -> None:
     if set(outputs) - {"dense"} and (missing := sorted(set(HEADS) - set(head_files(runner.source.folder)))):
         raise ModelNotFoundError(
             f"The folder of {name!r} lacks the trained heads {', '.join(missing)} "
-            f"(.safetensors or .pt). Fetch them again: bge download {name} --force"
+            f"(.safetensors or .pt). {runner.source.advice}"
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bge_runtime.embedding.embedder import Embedder
-from bge_runtime.errors import ConfigurationError, IndexIdentityError
+from bge_runtime.errors import ConfigurationError, IndexIdentityError, check_choice, check_path
 
 __all__ = ["OnMismatch", "bind_index"]
 
@@ -50,13 +50,14 @@ def bind_index(
         IndexIdentityError: Another embedder filled the index, or its record is damaged.
         ConfigurationError: An argument has a value that is not allowed, or the record cannot be written or read.
     """
-    if on_mismatch not in ("raise", "warn", "replace"):
-        raise ConfigurationError(f"on_mismatch={on_mismatch!r} is not allowed. Use 'raise', 'warn' or 'replace'.")
+    check_choice(on_mismatch, "on_mismatch", ("raise", "warn", "replace"))
     if not isinstance(embedder, Embedder):
         raise ConfigurationError(f"embedder={embedder!r} is not allowed. Pass a bge_runtime.Embedder.")
-    file = _record_file(Path(path).expanduser(), collection)
+    folder = Path(check_path(path, "path"))
+    file = folder
     own = _description(embedder)
     try:
+        file = _record_file(folder, collection)
         if on_mismatch == "replace" or not file.exists():
             _write(file, own, replace=on_mismatch == "replace")
         known = _read(file)  # also when written: another process may have been faster
@@ -74,7 +75,7 @@ def bind_index(
 
 
 def _record_file(path: Path, collection: str | None) -> Path:
-    if collection is not None and not _NAME.fullmatch(collection):
+    if collection is not None and not (isinstance(collection, str) and _NAME.fullmatch(collection)):
         raise ConfigurationError(f"collection={collection!r} is not allowed. Use letters, digits, '.', '-' and '_'.")
     name = f"{RECORD}.json" if collection is None else f"{RECORD}.{collection}.json"
     inside, beside = path / name, path.with_name(f"{path.name}.{name}")

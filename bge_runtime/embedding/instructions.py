@@ -13,10 +13,13 @@ from bge_runtime.models.registry import list_models
 from bge_runtime.models.spec import ModelSpec
 from bge_runtime.models.table import EN
 
-__all__ = ["Example", "Instructions", "Role", "check_examples", "resolve_instructions"]
+__all__ = ["OTHER_NAMES", "Example", "Instructions", "Role", "check_examples", "resolve_instructions"]
 
 Role = Literal["query", "document"]
 Example = Mapping[str, str]
+
+# LangChain and LlamaIndex call it so; either name is taken everywhere, since what they are told apart by is the owner.
+OTHER_NAMES = {"embed_instruction": "document_instruction", "text_instruction": "document_instruction"}
 
 # What HuggingFaceBgeEmbeddings and HuggingFaceEmbedding give English models in place of the trained text.
 LEGACY_EN = "Represent this question for searching relevant passages: "

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
-from bge_runtime.errors import ConfigurationError, InputError, ModelNotFoundError, UnsupportedModelError
+from bge_runtime.errors import BGEError, ConfigurationError, InputError, ModelNotFoundError, UnsupportedModelError
 from bge_runtime.inputs.prepared import PreparedInputs
 
 if TYPE_CHECKING:
@@ -86,9 +86,21 @@ class ImageFormat:
         """Read the format of the model in `folder`.
 
         Raises:
-            ModelNotFoundError: It has no description of its images.
+            ModelNotFoundError: It has no description of its images, or a damaged one.
             UnsupportedModelError: It wants something else than shrinking, cutting and scaling.
         """
+        try:
+            return cls._read(folder)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            if isinstance(error, BGEError):
+                raise
+            raise ModelNotFoundError(
+                f"Folder {str(folder)!r} does not say how images are read: its description is damaged "
+                f"({type(error).__name__}: {error}). Copy the whole model folder."
+            ) from error
+
+    @classmethod
+    def _read(cls, folder: Path) -> ImageFormat:
         settings = _settings(folder)
         size, crop = settings.get("size", 224), settings.get("crop_size", 224)
         edge = size.get("shortest_edge") if isinstance(size, dict) else size

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property, partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from bge_runtime.backends.execution import Execution, check_backend_runs, choose_execution
+from bge_runtime.backends.execution import Execution, choose_execution
 from bge_runtime.errors import ConfigurationError, UnknownArgumentError
 from bge_runtime.loading.runner import Runner
 from bge_runtime.loading.source import ModelSource
@@ -17,12 +18,19 @@ __all__ = ["Model"]
 
 
 class Model(ABC):
-    """A model by name: nothing is loaded before the first call, and pickling keeps the options only."""
+    """A model by name: nothing is loaded before the first call, and pickling keeps the options only.
+
+    Attributes:
+        other_names: Further names of the constructor's arguments -> the argument; see `with_other_names`.
+    """
+
+    other_names: ClassVar[Mapping[str, str]] = {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse arguments that do not exist, naming those that do."""
         # Here and not in __init__, before which Python itself would refuse, without naming a neighbour.
-        UnknownArgumentError.check(cls.__name__, kwargs, list(inspect.signature(cls.__init__).parameters)[1:])
+        own = list(inspect.signature(cls.__init__).parameters)[1:]
+        UnknownArgumentError.check(cls.__name__, kwargs, [*own, *cls.other_names])
         return super().__new__(cls)
 
     def __init__(self, runner: Runner) -> None:
@@ -126,7 +134,7 @@ class Model(ABC):
     def _check_spec(self, spec: ModelSpec) -> None:
         """Refuse what this class cannot run."""
         self.source.check_supported()
-        check_backend_runs(self.source.backend, spec.score)
+        self.source.check_executions(spec)
         limit, asked = spec.positions or spec.max_length, self._runner.own_length
         if asked is not None and asked > limit:
             raise ConfigurationError(

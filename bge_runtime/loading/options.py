@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from functools import wraps
+from typing import Any, TypedDict, TypeVar, cast
 
-__all__ = ["LoadingOptions", "with_loading_options"]
+from bge_runtime.errors import ConfigurationError
+
+__all__ = ["LoadingOptions", "with_loading_options", "with_other_names"]
 
 T = TypeVar("T", bound=Callable[..., None])
 
@@ -42,7 +45,7 @@ class LoadingOptions(TypedDict, total=False):
     keep_alive_s: float | None
     revision: str | None
     token: str | None
-    cache_folder: str | None
+    cache_folder: str | os.PathLike[str] | None
     local_files_only: bool
     trust_remote_code: bool
     base_model: str | None
@@ -76,3 +79,35 @@ def with_loading_options(init: T) -> T:
     lines = "\n".join(f"        {line}".rstrip() for line in told)
     init.__doc__ = (init.__doc__ or "").replace("            **loading: See `LoadingOptions`.", lines)
     return init
+
+
+def with_other_names(names: Mapping[str, str]) -> Callable[[T], T]:
+    """Let a constructor take arguments by further names too, which its signature leaves out.
+
+    Args:
+        names: Further name -> the argument's own.
+    """
+
+    def decorate(init: T) -> T:
+        @wraps(init)
+        def with_own_names(self: Any, *args: Any, **given: Any) -> None:
+            init(self, *args, **_own_names(type(self).__name__, given, names))
+
+        return cast(T, with_own_names)
+
+    return decorate
+
+
+def _own_names(owner: str, given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, value in given.items():
+        own = names.get(name, name)
+        if found.get(own) is None:
+            found[own], origins[own] = value, name
+        elif value is not None and value != found[own]:
+            raise ConfigurationError(
+                f"{owner} got two values for {own!r}: {origins[own]}={found[own]!r} and {name}={value!r} contradict "
+                "each other. Pass one of them."
+            )
+    return found

@@ -11,7 +11,7 @@ from bge_runtime.engine.call import Call, Prepared, Rows
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow
 from bge_runtime.engine.job import Output
-from bge_runtime.errors import ConfigurationError, InputTooLongError, check_count
+from bge_runtime.errors import InputTooLongError, check_choice, check_count, check_flag
 from bge_runtime.inputs.checks import once
 from bge_runtime.inputs.tokenizing import characters
 from bge_runtime.loading.loaded import LoadedModel
@@ -47,8 +47,7 @@ class Runner:
         show_progress: bool,
     ) -> None:
         """Check the options; nothing is loaded."""
-        if truncation not in ("silent", "warn", "error"):
-            raise ConfigurationError(f"truncation={truncation!r} is not allowed. Use 'silent', 'warn' or 'error'.")
+        check_choice(truncation, "truncation", ("silent", "warn", "error"))
         self.source = source
         self.task: Literal["embed", "score"] = task
         self.own_length = check_count(max_length, "max_length")
@@ -56,7 +55,7 @@ class Runner:
         self._truncation: Truncation = truncation
         self._batch_size = check_count(batch_size, "batch_size")
         self._batch_tokens = check_count(batch_tokens, "batch_tokens")
-        self._show_progress = show_progress
+        self._show_progress = check_flag(show_progress, "show_progress")
         self._loaded: LoadedModel | None = None
 
     @property
@@ -117,6 +116,8 @@ class Runner:
     def progress(self, total: int, shown: bool | None) -> AbstractContextManager[Progress]:
         """Return a progress bar's update while the context lasts, `None` where no bar is shown."""
         visible = self._show_progress if shown is None else shown
+        if not isinstance(visible, bool):  # no call where it is one: every text comes this way
+            check_flag(visible, "show_progress")
         # No bar that is merely disabled: making one takes a lock of the whole process.
         return _bar(total, self.source.name) if visible else nullcontext()
 

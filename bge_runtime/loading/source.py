@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec as find_module
@@ -13,13 +14,21 @@ from typing import Any
 
 from bge_runtime.backends.base import LoadRequest
 from bge_runtime.backends.devices import check_device_name, check_precision
-from bge_runtime.backends.execution import Execution, choose_execution
+from bge_runtime.backends.execution import Execution, check_execution, choose_execution
 from bge_runtime.backends.registry import find_backend
-from bge_runtime.errors import ConfigurationError, ModelNotFoundError, UnsupportedModelError
+from bge_runtime.errors import (
+    ConfigurationError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+    check_flag,
+    check_path,
+    check_string,
+)
 from bge_runtime.loading.options import LoadingOptions
 from bge_runtime.models import hub
 from bge_runtime.models import lora as adapters
 from bge_runtime.models.describe import describe_folder
+from bge_runtime.models.folder import find_folder, is_path
 from bge_runtime.models.registry import find_spec, get_spec
 from bge_runtime.models.spec import ModelSpec
 
@@ -31,6 +40,8 @@ NUMERIC_ARGUMENTS = {"attn_implementation", "device_map", "dtype", "low_cpu_mem_
 PLACING_ARGUMENTS = {"device_map", "quantization_config"}
 # Options that are themselves arguments, of transformers' loaders.
 GROUPS = ("model_kwargs", "processor_kwargs", "config_kwargs")
+FLAGS = ("local_files_only", "trust_remote_code")
+TEXTS = ("revision", "base_model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +61,7 @@ class ModelSource:
     keep_alive_s: float | None = None
     revision: str | None = None
     token: str | None = field(default=None, repr=False)
-    cache_folder: str | None = None
+    cache_folder: str | os.PathLike[str] | None = None
     local_files_only: bool = False
     trust_remote_code: bool = False
     base_model: str | None = None
@@ -62,7 +73,9 @@ class ModelSource:
     @classmethod
     def of(cls, model: str | os.PathLike[str] | ModelSpec, loading: LoadingOptions) -> ModelSource:
         """Return the source that a constructor's arguments describe; see `__post_init__` for the errors."""
-        given: dict[str, Any] = {name: value or {} if name in GROUPS else value for name, value in loading.items()}
+        given: dict[str, Any] = {
+            name: {} if value is None and name in GROUPS else value for name, value in loading.items()
+        }
         return cls(model=model, **given)
 
     def __post_init__(self) -> None:
@@ -72,14 +85,23 @@ class ModelSource:
             ConfigurationError: An option has a wrong value.
             ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
         """
-        if self.backend != "auto":
-            find_backend(self.backend)
+        if not isinstance(self.backend, str):
+            find_backend(self.backend)  # raises
+        for name in FLAGS:
+            check_flag(getattr(self, name), name)
+        for name in TEXTS:
+            check_string(getattr(self, name), name)
+        object.__setattr__(self, "token", hub.check_token(self.token))
+        if self.cache_folder is not None:
+            check_path(self.cache_folder, "cache_folder")
+            object.__setattr__(self, "cache_folder", os.fspath(self.cache_folder))
         object.__setattr__(self, "device", check_device_name(self.device))
         object.__setattr__(self, "precision", check_precision(self.precision))
         self._check_running()
         for name in GROUPS:  # copies: what the caller does to theirs later must not change this
-            object.__setattr__(self, name, dict(getattr(self, name)))
+            object.__setattr__(self, name, _copied(getattr(self, name), name))
         self._check_placing()
+        self.check_executions()
         if self.base_model is not None:
             get_spec(self.base_model)
         if isinstance(self.model, os.PathLike):
@@ -89,8 +111,8 @@ class ModelSource:
         if self._local is not None:
             # A folder is looked into at once: what it lacks is the constructor's error, not the first call's.
             hub.check_folder(self._local, pickles_allowed=self.spec.pickled_weights)
-        elif isinstance(self.model, str) and self._row is None:
-            self._check_name(self.model)
+        else:
+            self._check_name(self.name)
         if self.adapter is not None:
             object.__setattr__(self, "adapter", adapters.check_name(self.adapter))
             if Path(str(self.adapter)).is_dir() and self.known_spec is not None:
@@ -182,13 +204,36 @@ class ModelSource:
     @property
     def executions(self) -> list[Execution]:
         """How the model runs, once for each replica; `device=None` chooses and gives one."""
-        backend = "torch" if self.placing_arguments else self.backend
         return [
             choose_execution(
-                device, self.precision, backend, architecture=self.spec.architecture, score=self.spec.score
+                device, self.precision, self._backend, architecture=self.spec.architecture, score=self.spec.score
             )
             for device in self.devices or (self.device,)
         ]
+
+    def check_executions(self, spec: ModelSpec | None = None) -> None:
+        """Refuse a backend, precision and devices that do not go together or are not there.
+
+        Args:
+            spec: The model's facts, where they are known already.
+
+        Raises:
+            ConfigurationError: Says what goes together.
+        """
+        facts: dict[str, Any] = {}
+        if spec is not None:
+            facts = {"architecture": spec.architecture, "score": spec.score}
+        elif self._backend != "auto" and (scores := find_backend(self._backend).scores):
+            facts = {"score": scores[0]}  # whether it is the model's is known when the model is
+        for device in self.devices or (self.device,):
+            check_execution(device, self.precision, self._backend, **facts)
+
+    @property
+    def advice(self) -> str:
+        """What to do about damaged files: they are copied, or fetched, again."""
+        if self._local is not None:
+            return "Copy the model's folder again."
+        return f"Fetch them again: {hub.fetch_command(self.name, self.revision, self.cache_folder, force=True)}"
 
     def request(self, device: str, precision: str, task: str) -> LoadRequest:
         """Return what the backend needs, after a look at the folder."""
@@ -222,7 +267,12 @@ class ModelSource:
             token=self.token,
             cache_folder=self.cache_folder,
             local_files_only=self.local_files_only,
+            facts_are_known=self.base_model is not None or isinstance(self.model, ModelSpec),
         )
+
+    @property
+    def _backend(self) -> str:
+        return "torch" if self.placing_arguments else self.backend
 
     def _check_adapter(self, folder: Path) -> None:
         names = [self.name, self.base_model or self.name]
@@ -232,36 +282,37 @@ class ModelSource:
 
     @cached_property
     def _local(self) -> Path | None:
-        if isinstance(self.model, ModelSpec):
-            return Path(self.model.id) if Path(self.model.id).is_dir() else None
-        path = Path(self.name).expanduser()
-        return path if path.is_dir() else None
+        return find_folder(self.name)
 
     @cached_property
     def _row(self) -> ModelSpec | None:
-        row = find_spec(self.name)
+        # What looks like a path is one, whatever the name of its last folder.
+        row = None if is_path(self.name) else find_spec(self.name)
         # Somebody else's copy of a model: its facts hold, but its files are trusted no more than any stranger's.
         is_mirror = row is not None and "/" in self.name and row.id.lower() != self.name.lower()
         return replace(row, id=self.name, package=None, pickled_weights=False) if row and is_mirror else row
 
     def _check_running(self) -> None:
         if self.devices is not None:
-            if isinstance(self.devices, str) or not self.devices or self.device is not None:
+            names = tuple(self.devices) if isinstance(self.devices, Iterable) else ()
+            if isinstance(self.devices, str | Mapping) or not names or self.device is not None:
                 raise ConfigurationError(
                     f"devices={self.devices!r} is not allowed beside device={self.device!r}. Pass a list of one or "
                     "more names, such as devices=['cuda:0', 'cuda:1'], and leave device= out."
                 )
-            object.__setattr__(self, "devices", tuple(check_device_name(name) for name in self.devices))
-        if self.keep_alive_s is not None and not self.keep_alive_s >= 0:
+            object.__setattr__(self, "devices", tuple(map(check_device_name, names)))
+        seconds = self.keep_alive_s
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and 0 <= seconds <= threading.TIMEOUT_MAX):
             raise ConfigurationError(
-                f"keep_alive_s={self.keep_alive_s!r} is not allowed. Pass seconds, or None to keep the weights."
+                f"keep_alive_s={seconds!r} is not allowed. Pass seconds, or None to keep the weights."
             )
         if self.calibration is not None:
-            path = Path(self.calibration).expanduser()
-            object.__setattr__(self, "calibration", str(path))
-            if not path.is_file():
+            path = check_path(self.calibration, "calibration")
+            object.__setattr__(self, "calibration", str(Path(path)))
+            if not os.path.isfile(path):
                 raise ConfigurationError(
-                    f"calibration={str(path)!r} is not a file. Pass a text file with one text per line."
+                    f"calibration={path!r} is not a file. Pass a text file with one text per line."
                 )
 
     def _check_placing(self) -> None:
@@ -277,8 +328,17 @@ class ModelSource:
             )
 
     def _check_name(self, name: str) -> None:
-        looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).exists()
-        if looks_like_path:
+        if is_path(name) or (self._row is None and os.path.exists(name)):
             raise ModelNotFoundError(f"Folder {name!r} does not exist. Pass a model folder or a hub id.")
+        if not isinstance(self.model, str):
+            return
         if "/" not in name:
             get_spec(name)
+        elif (row := find_spec(name)) is None or row.id.lower() != name.lower():
+            hub.check_repository(name)  # a stranger's, or his copy of a model of the table
+
+
+def _copied(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigurationError(f"{name}={value!r} is not a dictionary of arguments. Pass one, or leave it out.")
+    return dict(value)

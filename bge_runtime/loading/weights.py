@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +15,11 @@ from bge_runtime.errors import (
     BGEError,
     ConfigurationError,
     ModelNotFoundError,
+    OutOfMemoryError,
     UnsupportedModelError,
 )
 from bge_runtime.loading.source import ModelSource
+from bge_runtime.models.folder import read_object
 from bge_runtime.models.hub import head_files, weight_files
 
 __all__ = ["check_alike", "place_of", "read_backend"]
@@ -55,14 +56,18 @@ def read_backend(source: ModelSource, task: Literal["embed", "score"], execution
         check_memory(execution.device, _bytes_needed(source.folder, execution.precision), source.name)
     try:
         return _load(execution, request, chosen=source.backend == "auto")
-    except BGEError:
+    except (BGEError, KeyboardInterrupt):
         raise
+    except MemoryError as error:
+        raise OutOfMemoryError(f"{source.name!r} does not fit in the memory of {execution.device!r}.") from error
     except RuntimeError as error:
         raise BackendError(f"Loading {source.name!r} on {execution.device!r} failed: {error}") from error
-    except Exception as error:  # readers of weights and tokenizers have error classes of their own
+    except BaseException as error:
+        # Readers of weights and tokenizers have error classes of their own; panics of those in Rust, and the
+        # SystemExit of whatever a folder makes them call, are no Exception.
         raise ModelNotFoundError(
             f"The files of {source.name!r} in {str(source.folder)!r} cannot be loaded "
-            f"({type(error).__name__}: {error}). Fetch them again: bge download {source.name} --force"
+            f"({type(error).__name__}: {error}). {source.advice}"
         ) from error
 
 
@@ -84,7 +89,7 @@ def _load(execution: Execution, request: LoadRequest, *, chosen: bool) -> Backen
 
 def _bytes_needed(folder: Path, precision: str) -> int:
     """Return the size of the weights in `precision`, from the size of the files and the format they store."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_object(folder / "config.json")
     # transformers 5 writes `dtype`, those before it `torch_dtype`.
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     size = sum(file.stat().st_size for file in weight_files(folder))

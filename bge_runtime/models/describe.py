@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
+import math
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bge_runtime.errors import ModelNotFoundError
-from bge_runtime.models.registry import find_spec, get_spec
+from bge_runtime.models.folder import read_card, read_object, read_values
+from bge_runtime.models.hub import ADAPTER_CONFIG, HEADS, head_files
+from bge_runtime.models.registry import find_spec, get_spec, list_models
 from bge_runtime.models.spec import Kind, ModelSpec, Pooling, Score
 
-__all__ = ["describe_folder", "own_pooling"]
+__all__ = ["describe_folder", "modules_of", "own_pooling"]
 
 logger = logging.getLogger("bge_runtime")
 
 _POOLING: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+# What older versions of sentence-transformers write in place of a mode.
+_LEGACY_POOLING: dict[str, Pooling] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+}
 _CLIP_POSITIONS = 77  # what a configuration means that does not say
 LAYERWISE = ("LayerWiseMiniCPMForCausalLM", "CostWiseGemmaForCausalLM")
 _NO_LIMIT = 1_000_000  # tokenizers without a limit say 1e30
+# The row whose training adds heads to the encoder, which nobody else has.
+_WITH_HEADS = "BAAI/bge-m3"
 
 
 def describe_folder(folder: Path, name: str, base_model: str | None = None) -> ModelSpec:
@@ -35,9 +46,9 @@ def describe_folder(folder: Path, name: str, base_model: str | None = None) -> M
         base_model: Row of the table that the model was tuned from; `None` finds it in the metadata.
 
     Raises:
-        ModelNotFoundError: There is no readable configuration, or `base_model` is not in the table.
+        ModelNotFoundError: A file is damaged, there is no configuration, or `base_model` is not in the table.
     """
-    config = _read(folder / "config.json")
+    config = read_object(folder / "config.json")
     if not config:
         raise ModelNotFoundError(f"Folder {str(folder)!r} has no readable config.json, so it holds no model.")
     family = get_spec(base_model) if base_model else _family(folder, config, name)
@@ -50,9 +61,14 @@ def describe_folder(folder: Path, name: str, base_model: str | None = None) -> M
     parameters = family.parameters if family else 0
     if score:
         facts: dict[str, Any] = {"dimension": None, "score": score, "outputs": ("score",)}
-        facts["layers"] = (config.get("start_layer", 0), config["num_hidden_layers"]) if score == "layerwise" else None
+        facts["layers"] = None
+        if score == "layerwise":
+            last = _number(folder, config, "num_hidden_layers", 0)
+            if not last:
+                raise _wrong(folder / "config.json", "num_hidden_layers", config.get("num_hidden_layers"))
+            facts["layers"] = (_number(folder, config, "start_layer", 0), last)
     elif kind == "vision":
-        facts = {"dimension": int(config.get("projection_dim", 512)), "normalize": True}
+        facts = {"dimension": _number(folder, config, "projection_dim", 512), "normalize": True}
     else:
         facts = _vector_facts(folder, config, family)
     facts |= {"id": name, "max_length": max_length, "positions": positions, "package": None, "checked": ""}
@@ -70,7 +86,7 @@ def _score(config: dict[str, Any], family: ModelSpec | None) -> Score | None:
 
     Only its family tells a language model that answers `Yes` from any other.
     """
-    architectures = config.get("architectures") or ()
+    architectures = _texts(config.get("architectures"))
     if any(each.endswith("ForSequenceClassification") for each in architectures):
         return "logit"
     if any(each in LAYERWISE for each in architectures):
@@ -80,39 +96,58 @@ def _score(config: dict[str, Any], family: ModelSpec | None) -> Score | None:
 
 
 def _family(folder: Path, config: dict[str, Any], name: str) -> ModelSpec | None:
-    """Find the table's row that the metadata names: the model itself, its configuration, its model card."""
-    card = folder / "README.md"
-    header = card.read_text(encoding="utf-8", errors="replace")[:4000] if card.exists() else ""
-    candidates = [
-        name,
-        folder.name,
-        str(config.get("_name_or_path", "")),
-        *re.findall(r"^base_model:\s*(?:\n\s*-\s*)?[\"']?([\w./-]+)", header, re.MULTILINE),
-        *re.findall(r"^-\s*name:\s*([\w.-]+)\s*$", header, re.MULTILINE),
-    ]
-    for candidate in candidates:
+    """Find the table's row that the folder comes from: by its names, what tools write into it, or its heads."""
+    for candidate in _candidates(folder, config, name):
         # BAAI's own configurations carry the training path, such as .../BAAI_bge-small-en/
-        basename = candidate.rstrip("/").rsplit("/", 1)[-1].removeprefix("BAAI_")
+        basename = candidate.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].removeprefix("BAAI_")
         spec = find_spec(basename) if basename else None
         if spec is not None and spec.architecture == config.get("model_type"):
             return spec
+    if len(head_files(folder)) == len(HEADS) and config.get("model_type") == get_spec(_WITH_HEADS).architecture:
+        return get_spec(_WITH_HEADS)
     return None
 
 
+def _candidates(folder: Path, config: dict[str, Any], name: str) -> Iterator[str]:
+    """Yield what a model may be called or come from, the surest first."""
+    yield name
+    yield folder.name
+    if folder.name.startswith("checkpoint-"):  # of a trainer, whose output folder has the name
+        yield folder.resolve().parent.name
+    # Of transformers before 5, which writes neither any more; of peft, also where an adapter was merged.
+    yield from _texts([config.get("_name_or_path")])
+    yield from _texts([read_object(folder / "tokenizer_config.json").get("name_or_path")])
+    yield from _texts([read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")])
+    # Of sentence-transformers, peft and people.
+    card = read_card(folder)
+    base = card.get("base_model")
+    yield from _texts(base if isinstance(base, list) else [base])
+    index = card.get("model-index")
+    rows = [each for each in index if isinstance(each, dict)] if isinstance(index, list) else []
+    yield from _texts([each.get("name") for each in rows])
+
+
 def _vector_facts(folder: Path, config: dict[str, Any], family: ModelSpec | None) -> dict[str, Any]:
-    modules = [module["type"].rsplit(".", 1)[-1] for module in _read(folder / "modules.json") or ()]
+    modules = modules_of(folder)
+    kinds = [kind for kind, _ in modules]
     pooling: Pooling = family.pooling if family is not None and family.pooling else "mean"
     normalize = family.normalize if family else False
-    dimension = int(config.get("hidden_size", 0)) or None
+    dimension = _number(folder, config, "hidden_size", 0) or None
     if modules:
         pooling = own_pooling(folder, modules)
-        normalize = normalize or "Normalize" in modules
-        dense = [file.parent for file in folder.glob("*_Dense/config.json")]
+        normalize = normalize or "Normalize" in kinds
+        dense = [path for kind, path in modules if kind == "Dense"]
         if dense:
-            dimension = int(_read(sorted(dense)[-1] / "config.json")["out_features"])
+            dimension = _number(folder, read_object(folder / dense[-1] / "config.json"), "out_features", 0) or None
+    elif settings := read_object(folder / "1_Pooling" / "config.json"):
+        # A copy that lost the list of its modules, but not the modules.
+        found = _mode(settings)
+        if found is None:
+            raise _wrong(folder / "1_Pooling" / "config.json", "without modules.json a pooling", settings)
+        pooling, normalize = found, normalize or os.path.isdir(folder / "2_Normalize")
     elif family is None:
-        logger.warning("%s has no modules.json and its family is unknown: mean pooling is assumed.", folder)
-    prompts = (_read(folder / "config_sentence_transformers.json") or {}).get("prompts") or {}
+        _warn_of_mean(folder, config, dimension)
+    prompts = _prompts(folder)
     own = {
         "query_instruction": prompts.get("query"),
         "document_instruction": prompts.get("document") or prompts.get("passage"),
@@ -124,41 +159,101 @@ def _vector_facts(folder: Path, config: dict[str, Any], family: ModelSpec | None
     return {**facts, "dimension": dimension, "pooling": pooling, "normalize": normalize}
 
 
-def own_pooling(folder: Path, modules: list[str]) -> Pooling:
+def _warn_of_mean(folder: Path, config: dict[str, Any], dimension: int | None) -> None:
+    alike = [
+        repr(spec.id)
+        for spec in list_models()
+        if (spec.kind, spec.architecture, spec.dimension) == ("embedder", config.get("model_type"), dimension)
+        and spec.unsupported is None
+    ]
+    logger.warning(
+        "%s does not say how it pools (it has no modules.json) nor which model it was tuned from: the mean of all "
+        "tokens is taken, without an instruction and without normalisation. BGE models want others: if it was tuned "
+        "from one, name it with base_model=%s",
+        folder,
+        f"... Alike are {', '.join(alike)}." if alike else "...",
+    )
+
+
+def _prompts(folder: Path) -> dict[str, str | None]:
+    """Return the prompts by name."""
+    file = folder / "config_sentence_transformers.json"
+    prompts = read_object(file).get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise _wrong(file, "prompts", prompts)
+    return prompts
+
+
+def modules_of(folder: Path) -> list[tuple[str, str]]:
+    """Return kind and place of each module of a sentence-transformers chain; none when there is no chain."""
+    file = folder / "modules.json"
+    rows = read_values(file)
+    if rows is None:
+        return []
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("type"), str) for row in rows
+    ):
+        raise _wrong(file, "its list of modules", rows)
+    return [(row["type"].rsplit(".", 1)[-1], str(row.get("path") or "")) for row in rows]
+
+
+def own_pooling(folder: Path, modules: list[tuple[str, str]]) -> Pooling:
     """Return the pooling of a plain Transformer, Pooling (, Normalize) chain, else `model`."""
-    if modules[:2] != ["Transformer", "Pooling"] or modules[2:] not in ([], ["Normalize"]):
+    kinds = [kind for kind, _ in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
         return "model"
-    config = _read(folder / "1_Pooling" / "config.json") or {}
-    mode = config.get("pooling_mode")
+    return _mode(read_object(folder / modules[1][1] / "config.json")) or "model"
+
+
+def _mode(settings: dict[str, Any]) -> Pooling | None:
+    """Return what the settings of a pooling module mean, `None` for a mode that is not one of ours."""
+    mode = settings.get("pooling_mode")
     if mode is None:
-        legacy = {
-            "pooling_mode_cls_token": "cls",
-            "pooling_mode_mean_tokens": "mean",
-            "pooling_mode_lasttoken": "lasttoken",
-        }
-        active = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-        mode = legacy.get(active[0]) if len(active) == 1 else None
-    return _POOLING.get(mode, "model") if isinstance(mode, str) else "model"
+        active = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]
+        return _LEGACY_POOLING.get(active[0]) if len(active) == 1 else None
+    return _POOLING.get(mode) if isinstance(mode, str) else None
 
 
 def _lengths(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
     """Return the model's own maximum length and what its position table allows."""
     if config.get("model_type") == "clip":
-        config = {"max_position_embeddings": _CLIP_POSITIONS, **(config.get("text_config") or {})}
-    positions = int(config.get("max_position_embeddings") or _NO_LIMIT)
+        inner = config.get("text_config") or {}
+        if not isinstance(inner, dict):
+            raise _wrong(folder / "config.json", "text_config", inner)
+        config = {"max_position_embeddings": _CLIP_POSITIONS, **inner}
+    positions = _number(folder, config, "max_position_embeddings", 0) or _NO_LIMIT
     if config.get("model_type") in ("xlm-roberta", "roberta", "camembert"):
-        positions -= int(config.get("pad_token_id", 1)) + 1  # the table's first rows are never used
+        # The table's first rows are never used.
+        positions -= _number(folder, config, "pad_token_id", 1) + 1
+    if positions < 1:
+        raise _wrong(folder / "config.json", "max_position_embeddings", config.get("max_position_embeddings"))
     limits = [
-        (_read(folder / "sentence_bert_config.json") or {}).get("max_seq_length"),
-        (_read(folder / "tokenizer_config.json") or {}).get("model_max_length"),
+        _number(folder, read_object(folder / "sentence_bert_config.json"), "max_seq_length", 0),
+        _number(folder, read_object(folder / "tokenizer_config.json"), "model_max_length", 0),
     ]
-    known = [int(limit) for limit in limits if limit and limit < _NO_LIMIT]
+    known = [limit for limit in limits if 0 < limit < _NO_LIMIT]
     own = known[0] if known else positions
     return min(own, positions), positions
 
 
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+def _number(folder: Path, settings: dict[str, Any], key: str, otherwise: int) -> int:
+    """Return a whole number of the settings, which may be written as 1e30; `otherwise` where there is none."""
+    value = settings.get(key)
+    if value is None:
+        return otherwise
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < 0 or value != int(value):
+        raise _wrong(folder, key, value)
+    return int(value)
+
+
+def _texts(values: Any) -> list[str]:
+    return [each for each in values if isinstance(each, str)] if isinstance(values, list) else []
+
+
+def _wrong(place: Path, what: str, value: Any) -> ModelNotFoundError:
+    shown = repr(value)
+    return ModelNotFoundError(
+        f"{str(place)!r} has {what} = {shown if len(shown) <= 200 else shown[:197] + '...'}, which no model has. "
+        "Copy the model's folder again."
+    )

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from bge_runtime.errors import ConfigurationError, ModelNotFoundError
-from bge_runtime.models.hub import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, file_digest, unsafe
+from bge_runtime.models.folder import check_content, check_regular, find_folder, is_path, read_object
+from bge_runtime.models.hub import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_WEIGHTS,
+    check_repository,
+    file_digest,
+    unsafe,
+)
 from bge_runtime.models.registry import find_spec
 from bge_runtime.models.spec import ModelSpec
 
@@ -40,14 +48,15 @@ def check_name(adapter: str | os.PathLike[str]) -> str:
     name = os.fspath(adapter) if isinstance(adapter, os.PathLike) else adapter
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"adapter={adapter!r} is not a name. Pass a folder that peft saved, or a hub id.")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path)
-    if name.startswith((".", "~", os.sep)) or name.count("/") != 1 or path.exists():
+    folder = find_folder(name)
+    if folder is not None:
+        return str(folder)
+    if is_path(name) or "/" not in name or os.path.exists(name):
         raise ModelNotFoundError(
             f"Adapter folder {name!r} does not exist. Pass a folder with {ADAPTER_CONFIG}, or 'organisation/name' "
             "on the hub."
         )
+    check_repository(name)
     return name
 
 
@@ -65,10 +74,12 @@ def check_adapter(folder: Path, spec: ModelSpec, names: Iterable[str]) -> None:
         ConfigurationError: It is no LoRA adapter, or of another model or task.
     """
     config = _config(folder)
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        if (folder / ADAPTER_PICKLE).exists():
+    if not os.path.isfile(folder / ADAPTER_WEIGHTS):
+        if os.path.exists(folder / ADAPTER_PICKLE):
             raise unsafe(str(folder))
         raise ModelNotFoundError(f"Adapter {str(folder)!r} has no {ADAPTER_WEIGHTS}. Copy the whole folder.")
+    check_content(folder / ADAPTER_WEIGHTS)
+    check_regular(folder)
     kind = str(config.get("peft_type", "")).upper()
     if kind != "LORA":
         raise ConfigurationError(
@@ -88,27 +99,18 @@ def adapter_digest(folder: Path) -> str:
 
 def known_names(folder: Path) -> list[str]:
     """Return what the configuration in a model's folder says that the model is called."""
-    try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        return []
+    name = read_object(folder / "config.json").get("_name_or_path")
     return [name] if isinstance(name, str) and name else []
 
 
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / ADAPTER_CONFIG
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ModelNotFoundError(
             f"{str(folder)!r} has no {ADAPTER_CONFIG}, so it holds no adapter. Pass the folder or the hub id that "
             "peft's save_pretrained() wrote."
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelNotFoundError(f"{str(file)!r} cannot be read ({error}). Copy the adapter's folder again.") from error
-    if not isinstance(config, dict):
-        raise ModelNotFoundError(f"{str(file)!r} holds no settings. Copy the adapter's folder again.")
-    return config
+    return read_object(file)
 
 
 def _sorted(value: Any) -> Any:
@@ -135,7 +137,7 @@ def _check_base(folder: Path, config: dict[str, Any], spec: ModelSpec, names: It
         return
     # A path says nothing, unless it ends in the name of a model that we know; the same goes for ours.
     clear = find_spec(_basename(base)) is not None or (base.count("/") == 1 and base[0] not in "./~")
-    named = not Path(spec.id).expanduser().is_dir() or any(find_spec(name) is not None for name in ours)
+    named = find_folder(spec.id) is None or any(find_spec(name) is not None for name in ours)
     if clear and named:
         raise ConfigurationError(
             f"Adapter {str(folder)!r} was trained on {base!r}, not on {spec.id!r}. Pass model={base!r}, or an adapter "

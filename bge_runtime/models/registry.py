@@ -10,6 +10,7 @@ from bge_runtime.models.table import ROWS
 
 __all__ = ["find_spec", "get_spec", "list_models", "nearest_names", "register_model"]
 
+LONGEST = 96  # of a repository's name; to compare longer ones would only take time
 # Of this process: `register_model` adds to it.
 _MODELS: dict[str, ModelSpec] = {row.id.lower(): row for row in ROWS}
 
@@ -23,8 +24,10 @@ def register_model(spec: ModelSpec) -> None:
     """Add a model to the table of this process.
 
     Raises:
-        ConfigurationError: The id is in the table already with other facts.
+        ConfigurationError: The id is in the table already with other facts, or it is no `ModelSpec`.
     """
+    if not isinstance(spec, ModelSpec):
+        raise ConfigurationError(f"register_model() got {spec!r}. Pass a ModelSpec.")
     known = _MODELS.get(spec.id.lower())
     if known is not None and known != spec:
         raise ConfigurationError(
@@ -45,7 +48,7 @@ def find_spec(name: str) -> ModelSpec | None:
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
     """Return the ids of the table that look most like `name`."""
-    basename = name.rsplit("/", 1)[-1].lower()
+    basename = name.rsplit("/", 1)[-1].lower()[:LONGEST]
     by_basename = {spec.basename.lower(): spec.id for spec in list_models()}
     return [by_basename[match] for match in get_close_matches(basename, by_basename, n=count, cutoff=0.6)]
 
@@ -58,7 +61,10 @@ def get_spec(name: str) -> ModelSpec:
 
     Raises:
         ModelNotFoundError: No row fits; the message names the nearest ones.
+        ConfigurationError: It is not a name.
     """
+    if not isinstance(name, str):
+        raise ConfigurationError(f"{name!r} is not the name of a model. Pass a text.")
     spec = find_spec(name)
     if spec is None:
         near = nearest_names(name)

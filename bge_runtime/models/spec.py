@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from bge_runtime.errors import ConfigurationError, public
 
@@ -26,6 +26,58 @@ DEFAULT_OFFLINE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 Kind = Literal["embedder", "reranker", "vision"]
 Pooling = Literal["cls", "mean", "last", "model"]
 Score = Literal["logit", "yes_logit", "layerwise"]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(map(_is_text, value))
+
+
+def _are_tasks(value: Any) -> bool:
+    pairs: list[Any] = list(value.items()) if isinstance(value, Mapping) else [(None, ())]
+    return all(_is_text(name) and _are_texts(pair) and len(pair) == 2 for name, pair in pairs)
+
+
+def _or_none(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or rule(value)
+
+
+def _one_of(kind: Any) -> Callable[[Any], bool]:
+    return lambda value: _is_text(value) and value in get_args(kind)
+
+
+# What each attribute of a spec has to be, and in words.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "id": (lambda value: _is_text(value) and value.strip() != "", "a name"),
+    "kind": (_one_of(Kind), f"one of {', '.join(map(repr, get_args(Kind)))}"),
+    "pooling": (_or_none(_one_of(Pooling)), f"one of {', '.join(map(repr, get_args(Pooling)))}, or None"),
+    "score": (_or_none(_one_of(Score)), f"one of {', '.join(map(repr, get_args(Score)))}, or None"),
+    "max_length": (lambda value: _is_count(value) and value > 0, "a whole number of at least 1"),
+    "parameters": (_is_count, "a whole number"),
+    **dict.fromkeys(("dimension", "positions"), (_or_none(_is_count), "a whole number, or None")),
+    "layers": (
+        _or_none(lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(_is_count, value))),
+        "the first and the last layer, or None",
+    ),
+    "tasks": (_are_tasks, "a dictionary of names and pairs of texts"),
+    **dict.fromkeys(("outputs", "languages"), (_are_texts, "a tuple of texts")),
+    **dict.fromkeys(("package", "unsupported"), (_or_none(_is_text), "a text, or None")),
+    **dict.fromkeys(
+        ("architecture", "query_instruction", "query_format", "example_format", "document_instruction", "license"),
+        (_is_text, "a text"),
+    ),
+    "checked": (_is_text, "a text"),
+    **dict.fromkeys(
+        ("normalize", "remote_code", "pickled_weights"), (lambda value: isinstance(value, bool), "True or False")
+    ),
+}
 
 
 @public
@@ -86,7 +138,18 @@ class ModelSpec:
     checked: str = ""
 
     def __post_init__(self) -> None:
-        """Freeze the mapping and check the template, in which backslash and n are a newline as in FlagEmbedding."""
+        """Check and freeze the values; in the template, backslash and n are a newline as in FlagEmbedding.
+
+        Raises:
+            ConfigurationError: An attribute is of another kind than it has to be.
+        """
+        for name, (is_right, wanted) in _RULES.items():
+            value = getattr(self, name)
+            if isinstance(value, list):  # from JSON
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            if not is_right(value):
+                raise ConfigurationError(f"ModelSpec {name}={value!r} is not allowed. Pass {wanted}.")
         object.__setattr__(self, "tasks", MappingProxyType(dict(self.tasks)))
         object.__setattr__(self, "query_format", self.query_format.replace("\\n", "\n"))
         if "{text}" not in self.query_format:

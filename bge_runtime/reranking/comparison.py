@@ -14,7 +14,7 @@ from bge_runtime.embedding.instructions import Role
 from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow
-from bge_runtime.errors import ConfigurationError
+from bge_runtime.errors import ConfigurationError, check_choice
 from bge_runtime.models.spec import ModelSpec
 from bge_runtime.vectors.similarity import max_similarity, sparse_product
 from bge_runtime.vectors.token_pooling import pool_each
@@ -40,8 +40,8 @@ def check_weights(mode: Mode | None, weights: Sequence[float] | None) -> Weights
     Raises:
         ConfigurationError: The mode is unknown, or the weights are not three numbers for `hybrid`.
     """
-    if mode is not None and mode not in MODES:
-        raise ConfigurationError(f"mode={mode!r} is not allowed. Use {', '.join(map(repr, MODES))}, or None.")
+    if mode is not None:
+        check_choice(mode, "mode", MODES)
     if weights is None:
         return DEFAULT_WEIGHTS
     if mode != "hybrid":

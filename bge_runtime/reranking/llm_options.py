@@ -46,7 +46,8 @@ class LLMOptions:
         Raises:
             ConfigurationError: A value is wrong for every model.
         """
-        if compress_ratio is not None and (isinstance(compress_ratio, bool) or compress_ratio not in RATIOS):
+        is_number = isinstance(compress_ratio, int) and not isinstance(compress_ratio, bool)
+        if compress_ratio is not None and not (is_number and compress_ratio in RATIOS):
             raise ConfigurationError(
                 f"compress_ratio={compress_ratio!r} is not allowed. Use {', '.join(map(str, RATIOS))}, or None."
             )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.errors import ConfigurationError, check_count, public
+from bge_runtime.errors import ConfigurationError, InputError, check_count, public
 
 __all__ = [
     "Ranked",
@@ -65,14 +68,29 @@ def order_scores(
 
     Raises:
         ConfigurationError: `top_n` is not positive.
+        InputError: The scores are no list of numbers.
     """
     limit = check_count(top_n, "top_n")
-    values = np.asarray(scores, dtype=np.float64)
+    try:
+        values = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"scores={scores!r} is no list of numbers ({error}). Pass one number per document.") from error
+    if values.ndim != 1:
+        raise InputError(f"scores={scores!r} is no list of numbers. Pass one number per document.")
+    if score_threshold is not None and not _is_number(score_threshold):
+        raise ConfigurationError(f"score_threshold={score_threshold!r} is not a number. Pass one, or None.")
     # Stable, and NaN sorts to the end whatever its sign.
     order = np.argsort(-values, kind="stable")
     if score_threshold is not None:
         order = order[values[order] >= score_threshold]
     return [Ranked(int(index), float(values[index])) for index in order[:limit]]
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, Real) and not math.isnan(float(value))
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

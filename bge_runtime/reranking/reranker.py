@@ -14,7 +14,7 @@ from bge_runtime.embedding.embedder import Embedder
 from bge_runtime.embedding.settings import digest
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow, run
-from bge_runtime.errors import ConfigurationError, check_count, public
+from bge_runtime.errors import ConfigurationError, check_choice, check_count, check_flag, public
 from bge_runtime.inputs.checks import check_pairs, pairs_of
 from bge_runtime.loading.model import Model
 from bge_runtime.loading.options import LoadingOptions, with_loading_options
@@ -122,12 +122,9 @@ class Reranker(Model):
                 show_progress=show_progress,
             )
         )
-        if long_document not in ("truncate", "max_passage"):
-            raise ConfigurationError(
-                f"long_document={long_document!r} is not allowed. Use 'truncate' or 'max_passage'."
-            )
+        check_choice(long_document, "long_document", ("truncate", "max_passage"))
         self._handed_in = model if isinstance(model, Embedder) else None
-        self._normalize = normalize
+        self._normalize = check_flag(normalize, "normalize")
         self._long_document: LongDocument = long_document
         self._passage_overlap = check_count(passage_overlap, "passage_overlap")
         self._cache = check_cache(vector_cache)

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.errors import ConfigurationError, check_count, public
+from bge_runtime.errors import ConfigurationError, check_count, check_path, public
 from bge_runtime.vectors.cache_file import CacheFile
 
 __all__ = ["CacheStats", "VectorCache", "check_cache"]
@@ -94,7 +94,7 @@ class VectorCache:
         if storage not in ("float32", "float16"):
             raise ConfigurationError(f"storage={storage!r} is not allowed. Use 'float32' or 'float16'.")
         default = DEFAULT_MEMORY_BYTES if path is None else DEFAULT_FILE_BYTES
-        self.path = None if path is None else Path(path).expanduser()
+        self.path = None if path is None else Path(check_path(path, "path"))
         self.storage: Storage = storage
         self.max_bytes = check_count(max_bytes, "max_bytes") or default
         self._entries: _Entries = (

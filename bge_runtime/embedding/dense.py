@@ -116,6 +116,8 @@ def _remembered(request: Request, texts: Sequence[str], cache: VectorCache) -> F
     encoding = request.encoding
     identity = f"{request.role}:{encoding.identity if request.role == 'query' else encoding.document_identity}"
     quiet = replace(request, show_progress=False)  # one bar for the call, not one for each portion
+    if dimension := encoding.dimension:
+        cache.expect(identity, lambda vector: vector.size == dimension)
     with request.runner.progress(len(texts), request.show_progress) as progress:
         found = cache.get(identity, texts)
         missing = [index for index, vector in enumerate(found) if vector is None]

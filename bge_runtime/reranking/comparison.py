@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.backends.head_outputs import TextOutputs, pack_outputs, unpack_outputs
+from bge_runtime.backends.head_outputs import TextOutputs, are_outputs, pack_outputs, unpack_outputs
 from bge_runtime.embedding.instructions import Role
 from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
@@ -120,6 +120,11 @@ class TokenComparison:
         """Return the value of such numbers."""
         return numbers[1:].reshape(-1, int(numbers[0]))
 
+    @property
+    def fits(self) -> Callable[[Vectors], bool]:
+        """What tells whether such numbers can be those of a value."""
+        return _are_vectors
+
     def _identity(self) -> str:
         return self._embedder.token_identity
 
@@ -168,6 +173,11 @@ class HeadComparison(TokenComparison):
             return NOTHING._replace(vectors=super().from_numbers(numbers))
         return unpack_outputs(numbers)
 
+    @property
+    def fits(self) -> Callable[[Vectors], bool]:
+        """What tells whether such numbers can be those of a value."""
+        return super().fits if self._only_vectors else are_outputs
+
     def _identity(self) -> str:
         return f"{self._embedder.output_identity} {'vectors' if self._only_vectors else 'all'}"
 
@@ -189,6 +199,11 @@ def comparison_of(embedder: Embedder, mode: Mode | None, weights: Weights, token
     if wanted == "multi_vector" and "multi_vector" not in embedder.spec.outputs:
         return TokenComparison(embedder, token_pooling)
     return HeadComparison(embedder, wanted, weights, token_pooling)
+
+
+def _are_vectors(numbers: Vectors) -> bool:
+    width = float(numbers[0]) if len(numbers) > 1 else 0.0
+    return width >= 1 and width.is_integer() and (len(numbers) - 1) % int(width) == 0
 
 
 def _is_weight(value: object) -> bool:

@@ -182,7 +182,9 @@ class LateInteraction:
     def _known(self, texts: Sequence[str], role: Role, cache: VectorCache | None) -> dict[str, list[Any]]:
         if cache is None:
             return {}
-        known = cache.get(self.comparison.identity(role), texts)
+        identity = self.comparison.identity(role)
+        cache.expect(identity, self.comparison.fits)
+        known = cache.get(identity, texts)
         return {
             text: [self.comparison.from_numbers(numbers)]
             for text, numbers in zip(texts, known, strict=True)

@@ -18,6 +18,7 @@ from bge_runtime.engine.job import Output
 from bge_runtime.inputs.checks import check_texts
 from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.vectors.cache import VectorCache
+from bge_runtime.vectors.finite import check_finite, named
 from bge_runtime.vectors.similarity import unit_rows
 
 __all__ = ["Request", "computed", "rows_of", "token_rows", "vectors"]
@@ -57,8 +58,9 @@ def vectors(request: Request, texts: Iterable[str]) -> Flow[Vectors]:
     different, places = distinct(checked)
     if request.cache is None:
         found = yield from request.compute(request, different)
+        _check(request, found, different, checked)
     else:
-        found = yield from _remembered(request, different, request.cache)
+        found = yield from _remembered(request, different, checked, request.cache)
     # No copy where there is nothing to repeat.
     return found if len(different) == len(checked) else found[places]
 
@@ -111,7 +113,13 @@ def token_rows(
     return rows
 
 
-def _remembered(request: Request, texts: Sequence[str], cache: VectorCache) -> Flow[Vectors]:
+def _check(request: Request, found: Vectors, texts: Sequence[str], given: Sequence[str]) -> None:
+    check_finite(
+        found, request.runner.source.name, lambda index: named("texts", given.index(texts[index]), texts[index])
+    )
+
+
+def _remembered(request: Request, texts: Sequence[str], given: Sequence[str], cache: VectorCache) -> Flow[Vectors]:
     """Return a vector per distinct text, computing those that the cache lacks and storing them portion by portion."""
     encoding = request.encoding
     identity = f"{request.role}:{encoding.identity if request.role == 'query' else encoding.document_identity}"
@@ -126,7 +134,8 @@ def _remembered(request: Request, texts: Sequence[str], cache: VectorCache) -> F
         for part in _portions(texts, missing, request.runner):
             asked = [texts[index] for index in part]
             fresh = yield from request.compute(quiet, asked)
-            cache.put(identity, asked, fresh)
+            cache.put(identity, asked, fresh)  # all but those that the next line refuses
+            _check(request, fresh, asked, given)
             for index, vector in zip(part, fresh, strict=True):
                 found[index] = vector
             if progress is not None:

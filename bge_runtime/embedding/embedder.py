@@ -27,6 +27,7 @@ from bge_runtime.loading.source import ModelSource
 from bge_runtime.loading.store import arun
 from bge_runtime.models.spec import DEFAULT_EMBEDDER, ModelSpec
 from bge_runtime.vectors.cache import VectorCache, check_cache
+from bge_runtime.vectors.finite import check_finite, named
 from bge_runtime.vectors.similarity import unit_rows
 
 __all__ = ["Embedder"]
@@ -189,7 +190,7 @@ class Embedder(Model):
 
         Raises:
             InputError: Something is not a string, or too long with `truncation="error"`.
-            BackendError: The computation failed.
+            BackendError: The computation failed, or a text's vector is not finite; the message names it.
         """
         return run(dense.vectors(self._request("query", show_progress), texts))
 
@@ -227,7 +228,9 @@ class Embedder(Model):
         Returns:
             One array float32 of shape (tokens, hidden size) per text, in input order.
         """
-        rows = run(self.read_tokens(check_texts(texts), bulk=role == "document"))
+        checked = check_texts(texts)
+        rows = run(self.read_tokens(checked, bulk=role == "document"))
+        check_finite(rows.values, self.model, lambda index: named("texts", index, checked[index]))
         self._runner.note_truncation(rows.cut, len(rows.values))
         return rows.values
 

@@ -56,6 +56,11 @@ class Picture(NamedTuple):
     name: str
     source: str | bytes | PIL.Image.Image
 
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.name} {_shown(self.source)}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFormat:
@@ -183,11 +188,9 @@ def _checked(image: Any, name: str) -> Picture:
 
 def _check_path(picture: Picture) -> None:
     if "://" in str(picture.source) or str(picture.source).startswith("data:"):
-        raise InputError(
-            f"{_named(picture)} is an address, and nothing is fetched here. Pass the file's path or bytes."
-        )
+        raise InputError(f"{picture.label} is an address, and nothing is fetched here. Pass the file's path or bytes.")
     if not os.path.isfile(cast("str", picture.source)):
-        raise InputError(f"{_named(picture)} is not a file. Check the path.")
+        raise InputError(f"{picture.label} is not a file. Check the path.")
 
 
 @contextmanager
@@ -211,7 +214,7 @@ def _open(picture: Picture) -> PIL.Image.Image:
             source if isinstance(source, str) else io.BytesIO(source), formats=FORMATS
         )
     except (module.DecompressionBombError, module.DecompressionBombWarning) as error:
-        raise InputError(f"{_named(picture)} is too large: {error}") from error
+        raise InputError(f"{picture.label} is too large: {error}") from error
     except Exception as error:  # each of Pillow's readers has errors of its own
         raise _unreadable(picture, error) from error
     return opened
@@ -220,10 +223,10 @@ def _open(picture: Picture) -> PIL.Image.Image:
 def _check_size(picture: Picture, image: PIL.Image.Image) -> None:
     width, height = image.size
     if not width or not height:
-        raise InputError(f"{_named(picture)} has no pixels.")
+        raise InputError(f"{picture.label} has no pixels.")
     if width * height > MOST_PIXELS or max(width, height) > MOST_TIMES * min(width, height):
         raise InputError(
-            f"{_named(picture)} has {width} x {height} pixels. At most {MOST_PIXELS} are read, and one edge may be "
+            f"{picture.label} has {width} x {height} pixels. At most {MOST_PIXELS} are read, and one edge may be "
             f"{MOST_TIMES} times the other. Make it smaller first; the model reads a few hundred in each direction."
         )
 
@@ -261,13 +264,9 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _unreadable(picture: Picture, error: Exception) -> InputError:
     return InputError(
-        f"{_named(picture)} cannot be read as a picture ({type(error).__name__}: {error}). "
+        f"{picture.label} cannot be read as a picture ({type(error).__name__}: {error}). "
         f"Pass {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
     )
-
-
-def _named(picture: Picture) -> str:
-    return f"{picture.name} {_shown(picture.source)}"
 
 
 def _shown(value: Any) -> str:

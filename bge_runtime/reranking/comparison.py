@@ -97,6 +97,10 @@ class TokenComparison:
         """Return the relevance of a document's value for a query's."""
         return max_similarity(query, document)
 
+    def is_finite(self, value: Any) -> bool:
+        """Return whether a value holds neither NaN nor infinities."""
+        return bool(np.isfinite(value).all())
+
     def vectors(self, value: Any) -> Vectors:
         """Return the token vectors of a value."""
         return np.asarray(value, np.float32)
@@ -158,6 +162,10 @@ class HeadComparison(TokenComparison):
             total += self._vectors * max_similarity(query.vectors, document.vectors)
         # The mean, so that scores stay comparable when the weights do not add up to 1.
         return total / (self._dense + self._sparse + self._vectors)
+
+    def is_finite(self, value: TextOutputs) -> bool:
+        """Return whether a value holds neither NaN nor infinities."""
+        return all(np.isfinite(part).all() for part in value)
 
     def vectors(self, value: TextOutputs) -> Vectors:
         """Return the token vectors of a value."""

@@ -109,7 +109,7 @@ class TokenIndex:
 
         Raises:
             InputError: Something is not a string, an id is there already, or texts and ids differ in number.
-            BackendError: The computation failed.
+            BackendError: The computation failed, or a text's vectors are not finite; the message names it.
         """
         return run(self._add(texts, ids, show_progress))
 
@@ -212,7 +212,7 @@ class TokenIndex:
             found[text] = [passage.astype(width) for passage in passages]
 
         if checked:
-            yield from self._scorer.document_vectors(list(dict.fromkeys(checked)), keep, show_progress)
+            yield from self._scorer.document_vectors(checked, keep, show_progress)
         # Blocks are never changed: a search that is under way goes on with those that it has seen.
         added = compacted(TokenBlock.of(name, found[text]) for name, text in zip(names, checked, strict=True))
         with self._lock:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import bge_runtime
+from tests.checkpoints.hub_cache import POISON, poisoned_folder
 from tests.contracts.adapters import EmbedderAdapter
 from tests.contracts.concurrency import in_threads, ticks_during
 from tests.contracts.samples import ENGLISH, NOT_TEXTS, TEXTS, TOLERANCE, array, assert_same
@@ -163,6 +164,16 @@ class EmbedderContract:
         assert_same([vector], embedder.embed_documents([long[:6000]]))
         cut = [record for record in caplog.records if "1 of 2 texts" in record.getMessage()]
         assert len(cut) == 1
+
+    async def test_a_vector_that_is_not_finite_is_an_error_that_names_the_text(self, adapter, tmp_path):
+        embedder = adapter.make(model=str(poisoned_folder(tmp_path)))
+        for embed in (embedder.embed_documents, embedder.embed_queries):
+            with pytest.raises(bge_runtime.BackendError, match=rf"'the {POISON} today'"):
+                embed(["cat", f"the {POISON} today"])
+        for aembed in (embedder.aembed_documents, embedder.aembed_queries):
+            with pytest.raises(bge_runtime.BackendError, match=rf"'the {POISON} today'"):
+                await aembed(["cat", f"the {POISON} today"])
+        assert np.isfinite(array(embedder.embed_documents(["cat"]))).all()
 
     def test_truncation_error_refuses_a_long_text(self, adapter):
         with pytest.raises(bge_runtime.InputTooLongError, match="512"):

@@ -18,7 +18,7 @@ from bge_runtime.engine.job import Output
 from bge_runtime.inputs.checks import check_texts
 from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.vectors.cache import VectorCache
-from bge_runtime.vectors.finite import check_finite, named
+from bge_runtime.vectors.finite import named, not_finite
 from bge_runtime.vectors.similarity import unit_rows
 
 __all__ = ["Request", "computed", "rows_of", "token_rows", "vectors"]
@@ -114,9 +114,12 @@ def token_rows(
 
 
 def _check(request: Request, found: Vectors, texts: Sequence[str], given: Sequence[str]) -> None:
-    check_finite(
-        found, request.runner.source.name, lambda index: named("texts", given.index(texts[index]), texts[index])
-    )
+    """Refuse vectors that are not finite; the message names the first text and its place among those given."""
+    whole = np.isfinite(found).all(axis=1)
+    if not whole.all():
+        broken = [text for text, sound in zip(texts, whole, strict=True) if not sound]
+        what = named("texts", given.index(broken[0]), broken[0])
+        raise not_finite(request.runner.source.name, what, len(broken) - 1)
 
 
 def _remembered(request: Request, texts: Sequence[str], given: Sequence[str], cache: VectorCache) -> Flow[Vectors]:

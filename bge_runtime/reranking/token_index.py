@@ -32,6 +32,7 @@ FILE = "bge-token-index.safetensors"
 FORMAT = "1"
 
 Storage = Literal["float16", "float32"]
+STORAGES = ("float16", "float32")
 Scorer = Reranker | Embedder | ModelSpec | str | os.PathLike[str]
 
 
@@ -71,7 +72,7 @@ class TokenIndex:
             ConfigurationError: `storage` has a wrong value, or the model compares no token vectors.
             ModelNotFoundError: The name cannot be a model.
         """
-        if storage not in ("float16", "float32"):
+        if storage not in STORAGES:
             raise ConfigurationError(f"storage={storage!r} is not allowed. Use 'float16' or 'float32'.")
         self.reranker = model if isinstance(model, Reranker) else Reranker(model)
         if self.reranker.known_spec is not None:
@@ -174,19 +175,18 @@ class TokenIndex:
         """
         file = Path(folder).expanduser() / FILE
         try:
-            blocks, record = read_blocks(file)
-            if record.get("format") != FORMAT:
-                raise ValueError(f"its format is {record.get('format')!r}, not {FORMAT!r}")
-            index = cls(model, storage=record["storage"])  # type: ignore[arg-type]
+            blocks, record = read_blocks(file, FORMAT)
+            storage = record.get("storage")
+            if storage not in STORAGES or {block.vectors.dtype.name for block in blocks} - {storage}:
+                raise ValueError(f"its vectors are not in its storage {storage!r}")
         except OSError as error:
             raise ConfigurationError(f"There is no index to read at {str(file)!r} ({error}).") from error
-        except (LookupError, ValueError) as error:
-            if isinstance(error, ConfigurationError):
-                raise
+        except ValueError as error:
             raise IndexIdentityError(
                 f"{str(file)!r} cannot be read as an index: it is damaged, or of a newer version ({error}). "
                 "Fill the index anew."
             ) from error
+        index = cls(model, storage=storage)  # type: ignore[arg-type]
         index._check_record(file, record)
         index._blocks = blocks
         return index

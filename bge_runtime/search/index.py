@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import sqlite3
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -72,6 +73,14 @@ def set_aside(path: Path) -> Path:
     return target
 
 
+def _make_private(folder: Path) -> None:
+    """Make a folder that its owner alone may enter: an index holds the text of documents, whoever may read those."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(PermissionError):  # one that is somebody else's stays as it is
+        if stat.S_IMODE(folder.stat().st_mode) & 0o077:  # made by an older version, or by hand
+            folder.chmod(0o700)
+
+
 class SearchIndex:
     """An index file, created when there is none."""
 
@@ -84,7 +93,7 @@ class SearchIndex:
         """
         self.path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_private(path.parent)
         except OSError as error:
             raise _unusable(path, error) from error
         with self._translated():

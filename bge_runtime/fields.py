@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
 from bge_runtime import ConfigurationError, Embedder, Reranker, UnknownArgumentError
+from bge_runtime.inputs.checks import check_items
 
 __all__ = [
     "Arguments",
@@ -23,6 +24,7 @@ __all__ = [
     "QueryInstruction",
     "RerankerFields",
     "Seconds",
+    "check_items",
     "names_of",
     "plain",
 ]

@@ -18,7 +18,7 @@ from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow, run
 from bge_runtime.errors import ConfigurationError, check_count, public
-from bge_runtime.inputs.checks import check_text, check_texts
+from bge_runtime.inputs.checks import check_items, check_text, check_texts
 from bge_runtime.loading.loaded import LoadedModel
 from bge_runtime.loading.model import Model
 from bge_runtime.loading.options import LoadingOptions, with_loading_options
@@ -215,10 +215,7 @@ class Embedder(Model):
             Arrays float32 of shape (at most `window`, dimension), in input order.
         """
         size = check_count(window, "window") or 2048
-        # Raises: the letters of a single string would be embedded one by one.
-        if isinstance(texts, str | bytes):
-            check_texts(texts)
-        items = iter(texts)
+        items = iter(check_items(texts, "texts"))
         while block := list(islice(items, size)):
             yield self.encode_documents(block, show_progress=False)
 

@@ -158,7 +158,8 @@ def _explanation(path: str | os.PathLike[str], known: dict[str, Any], own: dict[
     return (
         f"The index at {os.fspath(path)!r} {'is reserved for' if empty else 'was filled by'} {known.get('model')!r} "
         f"(document identity {known['identity'][:12]}), and the embedder here is {own['model']!r} "
-        f"({own['identity'][:12]}). They differ in: {differing or 'how the model is loaded'}. Use the embedder that filled it, or fill the index anew "
+        f"({own['identity'][:12]}). They differ in: {differing or 'how the model is loaded'}. "
+        "Use the embedder that filled it, or fill the index anew "
         "and pass on_mismatch='replace'; 'warn' queries it all the same."
         f"{EMPTY if empty else ''}"
     )

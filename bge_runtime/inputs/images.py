@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from bge_runtime.errors import ConfigurationError, InputError, ModelNotFoundError, UnsupportedModelError
+from bge_runtime.inputs.checks import check_items
 from bge_runtime.inputs.prepared import PreparedInputs
 
 if TYPE_CHECKING:
@@ -149,10 +150,10 @@ def check_images(images: Iterable[ImageInput], name: str = "images") -> list[Pic
         InputError: Something is not a picture, too large, or no file; or a single picture is given, and no list.
         ConfigurationError: Pillow is not installed.
     """
-    single = isinstance(images, str | bytes | os.PathLike | io.BytesIO | _pillow().Image)
-    if single or not isinstance(images, Iterable):
+    if isinstance(images, str | bytes | os.PathLike | io.BytesIO | _pillow().Image):
         raise InputError(f"{name} is {_shown(images)}; pass a list of pictures, such as ['photo.jpg'].")
-    return [_checked(image, f"{name}[{index}]") for index, image in enumerate(images)]
+    items = check_items(images, name, "pictures")
+    return [_checked(image, f"{name}[{index}]") for index, image in enumerate(items)]
 
 
 def check_image_texts(pairs: Iterable[tuple[ImageInput, str]]) -> tuple[list[Any], list[Any]]:
@@ -161,10 +162,8 @@ def check_image_texts(pairs: Iterable[tuple[ImageInput, str]]) -> tuple[list[Any
     Raises:
         InputError: A pair is not two things.
     """
-    if isinstance(pairs, str | bytes) or not isinstance(pairs, Iterable):
-        raise InputError(f"pairs is {_shown(pairs)}; pass a list of (picture, text) tuples.")
     images, texts = [], []
-    for index, pair in enumerate(pairs):
+    for index, pair in enumerate(check_items(pairs, "pairs", "(picture, text) tuples")):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InputError(f"pairs[{index}] is {_shown(pair)}; pass a (picture, text) tuple.")
         images.append(pair[0])

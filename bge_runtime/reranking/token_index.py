@@ -6,7 +6,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -143,7 +143,7 @@ class TokenIndex:
         Raises:
             InputError: An id is not in the index.
         """
-        gone = set(check_texts(ids, "ids"))
+        gone = set(check_texts(list(ids) if isinstance(ids, Set) else ids, "ids"))
         with self._lock:
             if missing := gone - set(self.ids):
                 raise InputError(f"{_shown(missing)} not in the index. `ids` lists those that are.")

@@ -17,7 +17,7 @@ import bge_runtime
 from tests.checkpoints.hub_cache import POISON, poisoned_folder
 from tests.contracts.adapters import EmbedderAdapter
 from tests.contracts.concurrency import in_threads, ticks_during
-from tests.contracts.samples import ENGLISH, NOT_TEXTS, TEXTS, TOLERANCE, array, assert_same
+from tests.contracts.samples import ENGLISH, NOT_LISTS, NOT_TEXTS, SHOWN, TEXTS, TITLE, TOLERANCE, array, assert_same
 
 
 class EmbedderContract:
@@ -126,10 +126,23 @@ class EmbedderContract:
         with pytest.raises(bge_runtime.InputError):
             embedder.embed_queries([value])
 
-    @pytest.mark.parametrize("texts", ["panda", b"panda", None, 7])
-    def test_documents_that_are_no_list_are_refused(self, embedder, texts):
-        with pytest.raises(bge_runtime.InputError):
+    @pytest.mark.parametrize("texts", NOT_LISTS)
+    async def test_documents_that_are_no_list_are_refused(self, embedder, texts):
+        with pytest.raises(bge_runtime.InputError, match=rf"^texts.* {SHOWN}"):
             embedder.embed_documents(texts)
+        with pytest.raises(bge_runtime.InputError, match=rf"^texts.* {SHOWN}"):
+            await embedder.aembed_documents(texts)
+
+    def test_a_member_of_an_enumeration_is_its_characters(self, embedder):
+        assert_same(embedder.embed_documents([TITLE]), embedder.embed_documents([str.__str__(TITLE)]))
+        assert_same(embedder.embed_queries([TITLE]), embedder.embed_queries([str.__str__(TITLE)]))
+
+    @pytest.mark.parametrize("name", ["query_instruction", "document_instruction"])
+    def test_an_instruction_that_is_a_member_of_an_enumeration_too(self, adapter, name):
+        ours, same = adapter.make(**{name: TITLE}), adapter.make(**{name: str.__str__(TITLE)})
+        assert_same(ours.embed_documents(["cat"]), same.embed_documents(["cat"]))
+        assert_same(ours.embed_queries(["cat"]), same.embed_queries(["cat"]))
+        assert ours.identity() == same.identity()
 
     async def test_async_calls_refuse_what_sync_calls_refuse(self, embedder):
         with pytest.raises(bge_runtime.InputError, match=r"\[1\]"):

@@ -20,7 +20,7 @@ import bge_runtime
 from tests.checkpoints.hub_cache import POISON, poisoned_reranker_folder
 from tests.contracts.adapters import RankedRow, RerankerAdapter
 from tests.contracts.concurrency import in_threads, ticks_during
-from tests.contracts.samples import NOT_TEXTS, TOLERANCE
+from tests.contracts.samples import NOT_LISTS, NOT_TEXTS, SHOWN, TITLE, TOLERANCE
 
 QUERY = "What is a panda?"
 DOCUMENTS = [
@@ -159,10 +159,16 @@ class RerankerContract:
         with pytest.raises(bge_runtime.InputError, match="query"):
             reranker.rank(value, DOCUMENTS)
 
-    @pytest.mark.parametrize("documents", ["panda", b"panda", None, 7])
-    def test_documents_that_are_no_list_are_refused(self, reranker, documents):
-        with pytest.raises(bge_runtime.InputError):
+    @pytest.mark.parametrize("documents", NOT_LISTS)
+    async def test_documents_that_are_no_list_are_refused(self, reranker, documents):
+        with pytest.raises(bge_runtime.InputError, match=rf"^\w+.* {SHOWN}"):
             reranker.rank(QUERY, documents)
+        with pytest.raises(bge_runtime.InputError, match=rf"^\w+.* {SHOWN}"):
+            await reranker.arank(QUERY, documents)
+
+    def test_a_member_of_an_enumeration_is_its_characters(self, reranker):
+        text = str.__str__(TITLE)
+        assert_close(reranker.scores(TITLE, ["cat", TITLE]), reranker.scores(text, ["cat", text]))
 
     async def test_async_calls_refuse_what_sync_calls_refuse(self, reranker):
         with pytest.raises(bge_runtime.InputError, match=r"\[1\]"):

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from bge_runtime.errors import ConfigurationError
+from bge_runtime.errors import BackendError, ConfigurationError
 from bge_runtime.inputs.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Backend", "LayerScore", "LoadRequest", "ModelInput", "Output", "Pooled", "without_layers"]
+__all__ = ["Backend", "LayerScore", "LoadRequest", "ModelInput", "Output", "Pooled", "check_table", "without_layers"]
 
 # What a forward pass returns for each input:
 #   cls, mean, last, model   one vector, float32 [dimension], not normalised
@@ -66,6 +66,24 @@ def without_layers(output: Output) -> Pooled:
     if isinstance(output, LayerScore):
         raise ConfigurationError(f"Layers {output.layers} of this model have no score heads. Leave cutoff_layers= out.")
     return output
+
+
+def check_table(what: str, largest: int, rows: int | None) -> None:
+    """Refuse numbers beyond a table of the model: not every runtime does, and a GPU does not recover from them.
+
+    Args:
+        what: What the numbers are: `token` or `segment`.
+        largest: The largest of a batch.
+        rows: Of the table; `None` if they are not known.
+
+    Raises:
+        BackendError: Says which number it is.
+    """
+    if rows is not None and largest >= rows:
+        raise BackendError(
+            f"A text has the {what} id {largest}, and the model's table of {what}s ends at {rows - 1}: the tokenizer "
+            "knows more than the weights. Use the tokenizer of these weights, or resize the table."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,8 @@ def convert(request: LoadRequest, backend: str, int8_levels: int) -> Conversion:
             own_pooling=source.own_pooling,
             width=weights.width,
             positions=weights.positions,
+            words=len(weights.words),
+            segments=len(weights.places) // weights.positions,
             pad_id=weights.pad_id,
             parameters=source.parameters,
             bytes=held,

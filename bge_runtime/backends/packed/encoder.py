@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from bge_runtime.backends import torch as plain
-from bge_runtime.backends.base import Backend, LoadRequest, Output, without_layers
+from bge_runtime.backends.base import Backend, LoadRequest, Output, check_table, without_layers
 from bge_runtime.backends.packed.attention import Layout, choose_attention, on_device
 from bge_runtime.backends.packed.int8 import QuantizedLinear, check_int8
 from bge_runtime.backends.packed.linear import Linear
@@ -136,6 +136,7 @@ class _Embeddings:
 
     def __call__(self, batch: Sequence[TokenSequence], layout: Layout) -> torch.Tensor:
         ids = np.fromiter((token for sequence in batch for token in sequence.ids), np.int64, layout.ends[-1])
+        check_table("token", int(ids.max(initial=0)), len(self._words))
         starts = np.repeat(layout.ends - layout.lengths, layout.lengths)
         positions = np.arange(len(ids)) - starts
         if self._pad_id is not None:
@@ -143,6 +144,7 @@ class _Embeddings:
         columns = [ids, positions]
         if any(sequence.type_ids[-1] for sequence in batch):
             columns.append(np.fromiter((kind for sequence in batch for kind in sequence.type_ids), np.int64, len(ids)))
+            check_table("segment", int(columns[-1].max()), len(self._types))
         indices = on_device(np.stack([_filled(column, layout.rows) for column in columns]), self._words.device)
         states = functional.embedding(indices[0], self._words).to(self._states)
         states += functional.embedding(indices[1], self._positions)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, Valid
 
 from bge_runtime import ConfigurationError, Embedder, Reranker, UnknownArgumentError
 from bge_runtime.embedding.instructions import OTHER_NAMES
+from bge_runtime.inputs.checks import check_items
 
 __all__ = [
     "Arguments",
@@ -25,6 +26,7 @@ __all__ = [
     "QueryInstruction",
     "RerankerFields",
     "Seconds",
+    "check_items",
     "document_names",
     "names_of",
     "plain",

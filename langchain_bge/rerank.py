@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable, ensur
 from pydantic import Field
 
 from bge_runtime import DEFAULT_RERANKER, InputError, Ranked, Ranking, UnknownArgumentError, check_text
-from bge_runtime.fields import Count, ModelName, RerankerFields, Seconds, names_of
+from bge_runtime.fields import Count, ModelName, RerankerFields, Seconds, check_items, names_of
 from langchain_bge.configured import ConfiguredModel
 
 __all__ = ["BGERerank", "ScoringModel"]
@@ -230,9 +230,7 @@ def _unpacked(given: Any) -> tuple[Any, Any]:
 
 
 def _documents(documents: Any) -> list[Document]:
-    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
-        raise InputError(f"documents is {type(documents).__name__}; pass a list of Documents.")
-    candidates = list(documents)
+    candidates = list(check_items(documents, "documents", "Documents"))
     for index, document in enumerate(candidates):
         if not isinstance(document, Document):
             raise InputError(
@@ -243,9 +241,8 @@ def _documents(documents: Any) -> list[Document]:
 
 def _texts(documents: Any) -> Any:
     """Return the texts of strings and Documents; the runtime answers what is neither."""
-    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
-        return documents
-    return [each.page_content if isinstance(each, Document) else each for each in documents]
+    items = check_items(documents, "documents", "strings or Documents")
+    return [each.page_content if isinstance(each, Document) else each for each in items]
 
 
 def _scored(documents: Sequence[Document], ranking: Ranking) -> list[Document]:

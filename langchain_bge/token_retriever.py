@@ -23,7 +23,7 @@ from bge_runtime import (
     UnknownArgumentError,
     check_texts,
 )
-from bge_runtime.fields import Count
+from bge_runtime.fields import Count, check_items
 
 __all__ = ["BGETokenRetriever"]
 
@@ -143,7 +143,7 @@ class BGETokenRetriever(BaseRetriever):
             **options: Those of `from_documents`.
         """
         checked = check_texts(texts)
-        facts = [{} for _ in checked] if metadatas is None else [dict(each) for each in metadatas]
+        facts = [{} for _ in checked] if metadatas is None else _facts(metadatas)
         names = [None for _ in checked] if ids is None else check_texts(ids, "ids")
         if not len(checked) == len(facts) == len(names):
             raise InputError(
@@ -173,11 +173,17 @@ class BGETokenRetriever(BaseRetriever):
         return document.model_copy(update={"metadata": {**document.metadata, "relevance_score": hit.score}})
 
 
+def _facts(metadatas: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    given = list(check_items(metadatas, "metadatas", "dictionaries"))
+    for index, each in enumerate(given):
+        if not isinstance(each, Mapping):
+            raise InputError(f"metadatas[{index}] is {type(each).__name__}; pass a dictionary.")
+    return [dict(each) for each in given]
+
+
 def _named(documents: Iterable[Document]) -> list[Document]:
-    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
-        raise InputError(f"documents is {type(documents).__name__}; pass a list of Documents.")
     named = []
-    for index, document in enumerate(documents):
+    for index, document in enumerate(check_items(documents, "documents", "Documents")):
         if not isinstance(document, Document):
             raise InputError(f"documents[{index}] is {type(document).__name__}; pass Document(...), or use from_texts.")
         named.append(document if document.id else document.model_copy(update={"id": uuid.uuid4().hex}))

@@ -256,7 +256,9 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
         if self.embeddings_cache is None:
             return None
         identity = self.embedder.identity if role == "query" else self.embedder.document_identity
-        return CachedVectors(store=self.embeddings_cache, identity=identity, role=role)
+        return CachedVectors(
+            store=self.embeddings_cache, identity=identity, role=role, dimension=self.embedder.dimension
+        )
 
 
 def _progress(shown: bool) -> dict[str, bool]:

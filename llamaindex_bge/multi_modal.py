@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from llama_index.core.base.embeddings.base import Embedding
@@ -10,7 +11,7 @@ from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import ImageType
 
 from bge_runtime import VisionEmbedder
-from bge_runtime.fields import ModelName
+from bge_runtime.fields import ModelName, check_items
 from llamaindex_bge.embeddings import BGEEmbedding
 
 __all__ = ["BGEMultiModalEmbedding"]
@@ -53,6 +54,20 @@ class BGEMultiModalEmbedding(BGEEmbedding, MultiModalEmbedding):
     def embedder(self) -> VisionEmbedder:
         """The runtime object that does the work; it also embeds pictures with a text each."""
         return self._runtime
+
+    def get_image_embedding_batch(
+        self, img_file_paths: Iterable[ImageType], show_progress: bool = False
+    ) -> list[Embedding]:
+        """Embed pictures, in windows with one pair of events each; vectors are in input order."""
+        images = list(check_items(img_file_paths, "img_file_paths", "pictures"))
+        return super().get_image_embedding_batch(images, show_progress)
+
+    async def aget_image_embedding_batch(
+        self, img_file_paths: Iterable[ImageType], show_progress: bool = False
+    ) -> list[Embedding]:
+        """Do the same without blocking the event loop; see `get_image_embedding_batch`."""
+        images = list(check_items(img_file_paths, "img_file_paths", "pictures"))
+        return await super().aget_image_embedding_batch(images, show_progress)
 
     def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
         return self._get_image_embeddings([img_file_path])[0]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, SparseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
-from bge_runtime import DEFAULT_SPARSE_EMBEDDER, ConfigurationError, Embedder
+from bge_runtime import DEFAULT_SPARSE_EMBEDDER, ConfigurationError, Embedder, check_texts
 from bge_runtime.fields import ModelName, names_of
 from llamaindex_bge.options import WINDOW, ConfiguredModel, Window
 
@@ -78,6 +78,36 @@ class BGESparseEmbedding(ConfiguredModel, BaseSparseEmbedding):
         """Restore the configuration, and expect sparse vectors in this process too."""
         super().__setstate__(state)
         self.embedder.expect_sparse()
+
+    def get_text_embedding_batch(
+        self, texts: Iterable[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[SparseEmbedding]:
+        """Return the lexical weights of documents, in input order.
+
+        Args:
+            texts: Any iterable of strings.
+            show_progress: Whether to show a progress bar.
+            **kwargs: Ignored; ingestion pipelines hand theirs to every transformation.
+        """
+        return super().get_text_embedding_batch(check_texts(texts), show_progress, **kwargs)
+
+    async def aget_text_embedding_batch(
+        self, texts: Iterable[str], show_progress: bool = False
+    ) -> list[SparseEmbedding]:
+        """Do the same without blocking the event loop; see `get_text_embedding_batch`."""
+        return await super().aget_text_embedding_batch(check_texts(texts), show_progress)
+
+    def get_agg_embedding_from_queries(
+        self, queries: Iterable[str], agg_fn: Callable[..., SparseEmbedding] | None = None
+    ) -> SparseEmbedding:
+        """Return the lexical weights of queries combined; `None` takes the plain mean."""
+        return super().get_agg_embedding_from_queries(check_texts(queries, "queries"), agg_fn)
+
+    async def aget_agg_embedding_from_queries(
+        self, queries: Iterable[str], agg_fn: Callable[..., SparseEmbedding] | None = None
+    ) -> SparseEmbedding:
+        """Do the same without blocking the event loop; see `get_agg_embedding_from_queries`."""
+        return await super().aget_agg_embedding_from_queries(check_texts(queries, "queries"), agg_fn)
 
     def sparse_doc_fn(self, texts: Sequence[str]) -> IdsAndWeights:
         """Embed documents as Qdrant's store asks: token ids and weights, a list of each per text."""

@@ -11,6 +11,7 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from bge_runtime import ConfigurationError, Embedder, InputError, ModelSpec, Reranker, TokenHit, TokenIndex
+from bge_runtime.fields import check_items
 
 __all__ = ["BGETokenRetriever"]
 
@@ -125,10 +126,8 @@ class BGETokenRetriever(BaseRetriever):
 
 
 def _by_id(nodes: Iterable[BaseNode]) -> dict[str, BaseNode]:
-    if not isinstance(nodes, Iterable) or isinstance(nodes, str | bytes):
-        raise InputError(f"nodes is {type(nodes).__name__}; pass a list of nodes.")
     found: dict[str, BaseNode] = {}
-    for index, node in enumerate(nodes):
+    for index, node in enumerate(check_items(nodes, "nodes", "nodes")):
         if not isinstance(node, BaseNode):
             raise InputError(f"nodes[{index}] is {type(node).__name__}; pass TextNode(text=...).")
         if found.setdefault(node.node_id, node) is not node:

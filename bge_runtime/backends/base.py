@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from bge_runtime.errors import ConfigurationError, ModelNotFoundError
+from bge_runtime.errors import BackendError, ConfigurationError, ModelNotFoundError
 from bge_runtime.inputs.tokenizing import Tokenizing
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = [
     "ModelInput",
     "Output",
     "Pooled",
+    "check_table",
     "missing_weights",
     "without_layers",
 ]
@@ -91,6 +92,24 @@ def missing_weights(name: str, folder: Path, tensors: Sequence[str]) -> ModelNot
         f"The weights of {name!r} in {str(folder)!r} lack {len(tensors)} tensors that its configuration names "
         f"({shown}), and none are invented. {again}"
     )
+
+
+def check_table(what: str, largest: int, rows: int | None) -> None:
+    """Refuse numbers beyond a table of the model: not every runtime does, and a GPU does not recover from them.
+
+    Args:
+        what: What the numbers are: `token` or `segment`.
+        largest: The largest of a batch.
+        rows: Of the table; `None` if they are not known.
+
+    Raises:
+        BackendError: Says which number it is.
+    """
+    if rows is not None and largest >= rows:
+        raise BackendError(
+            f"A text has the {what} id {largest}, and the model's table of {what}s ends at {rows - 1}: the tokenizer "
+            "knows more than the weights. Use the tokenizer of these weights, or resize the table."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

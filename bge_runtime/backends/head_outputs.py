@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TextOutputs", "pack_outputs", "unpack_outputs"]
+__all__ = ["TextOutputs", "are_outputs", "pack_outputs", "unpack_outputs"]
 
 
 class TextOutputs(NamedTuple):
@@ -46,3 +46,12 @@ def unpack_outputs(row: NDArray[np.float32]) -> TextOutputs:
     count, width = int(row[0]), int(row[1])
     dense, ids, weights, vectors = np.split(row[2:], [width, width + count, width + 2 * count])
     return TextOutputs(dense, ids.astype(np.int64), weights, vectors.reshape(-1, width))
+
+
+def are_outputs(row: NDArray[np.float32]) -> bool:
+    """Return whether these finite numbers can be what `pack_outputs` packed."""
+    count, width = (float(each) for each in row[:2]) if len(row) > 2 else (0.0, 0.0)
+    if not (count >= 0 and width >= 1 and count.is_integer() and width.is_integer()):
+        return False
+    left = len(row) - 2 - int(width) - 2 * int(count)
+    return left >= 0 and left % int(width) == 0

@@ -64,7 +64,8 @@ class BackendWithHeads:
         """Return each token id once with its largest weight, without special tokens and weights of zero."""
         distinct, places = np.unique(ids, return_inverse=True)
         largest = np.zeros(len(distinct), np.float32)
-        np.maximum.at(largest, places, weights)
+        with np.errstate(invalid="ignore"):  # a NaN belongs to its text, and is refused where that is known
+            np.maximum.at(largest, places, weights)
         kept = (largest > 0) & ~np.isin(distinct, self._special) | np.isnan(largest)
         return distinct[kept], largest[kept]
 

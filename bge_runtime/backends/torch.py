@@ -14,7 +14,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from transformers.utils import logging as transformers_logging
 
-from bge_runtime.backends.base import LoadRequest, Output, Pooled, missing_weights, without_layers
+from bge_runtime.backends.base import LoadRequest, Output, Pooled, check_table, missing_weights, without_layers
 from bge_runtime.backends.lora import apply_adapter, check_peft
 from bge_runtime.backends.results import Computing, one_logit
 from bge_runtime.errors import BackendError, UnsupportedModelError
@@ -173,10 +173,19 @@ class TorchBackend:
             ids[row, :length] = sequence.ids
             mask[row, :length] = 1
             types[row, :length] = list(sequence.type_ids)
+        check_table("token", int(ids.max()), _words_of(self.model))
         features = {"input_ids": ids, "attention_mask": mask}
         if types.any():
             features["token_type_ids"] = types
         return {name: torch.from_numpy(array).to(self._device) for name, array in features.items()}
+
+
+def _words_of(model: Any) -> int | None:
+    """Return the rows of the word table; `None` where there is none of the usual kind."""
+    try:
+        return getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def _own_pooling(tail: Sequence[torch.nn.Module]) -> str | None:

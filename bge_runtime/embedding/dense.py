@@ -18,6 +18,7 @@ from bge_runtime.engine.job import Output
 from bge_runtime.inputs.checks import check_texts
 from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.vectors.cache import VectorCache
+from bge_runtime.vectors.finite import named, not_finite
 from bge_runtime.vectors.similarity import unit_rows
 
 __all__ = ["Request", "computed", "rows_of", "token_rows", "vectors"]
@@ -57,8 +58,9 @@ def vectors(request: Request, texts: Iterable[str]) -> Flow[Vectors]:
     different, places = distinct(checked)
     if request.cache is None:
         found = yield from request.compute(request, different)
+        _check(request, found, different, checked)
     else:
-        found = yield from _remembered(request, different, request.cache)
+        found = yield from _remembered(request, different, checked, request.cache)
     # No copy where there is nothing to repeat.
     return found if len(different) == len(checked) else found[places]
 
@@ -111,11 +113,22 @@ def token_rows(
     return rows
 
 
-def _remembered(request: Request, texts: Sequence[str], cache: VectorCache) -> Flow[Vectors]:
+def _check(request: Request, found: Vectors, texts: Sequence[str], given: Sequence[str]) -> None:
+    """Refuse vectors that are not finite; the message names the first text and its place among those given."""
+    whole = np.asarray(np.isfinite(found).all(axis=1))
+    if not whole.all():
+        broken = [text for text, sound in zip(texts, whole, strict=True) if not sound]
+        what = named("texts", given.index(broken[0]), broken[0])
+        raise not_finite(request.runner.source.name, what, len(broken) - 1)
+
+
+def _remembered(request: Request, texts: Sequence[str], given: Sequence[str], cache: VectorCache) -> Flow[Vectors]:
     """Return a vector per distinct text, computing those that the cache lacks and storing them portion by portion."""
     encoding = request.encoding
     identity = f"{request.role}:{encoding.identity if request.role == 'query' else encoding.document_identity}"
     quiet = replace(request, show_progress=False)  # one bar for the call, not one for each portion
+    if dimension := encoding.dimension:
+        cache.expect(identity, lambda vector: vector.size == dimension)
     with request.runner.progress(len(texts), request.show_progress) as progress:
         found = cache.get(identity, texts)
         missing = [index for index, vector in enumerate(found) if vector is None]
@@ -124,7 +137,8 @@ def _remembered(request: Request, texts: Sequence[str], cache: VectorCache) -> F
         for part in _portions(texts, missing, request.runner):
             asked = [texts[index] for index in part]
             fresh = yield from request.compute(quiet, asked)
-            cache.put(identity, asked, fresh)
+            cache.put(identity, asked, fresh)  # all but those that the next line refuses
+            _check(request, fresh, asked, given)
             for index, vector in zip(part, fresh, strict=True):
                 found[index] = vector
             if progress is not None:

@@ -18,7 +18,7 @@ from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow, run
 from bge_runtime.errors import ConfigurationError, check_count, check_flag, check_string, public
-from bge_runtime.inputs.checks import check_text, check_texts
+from bge_runtime.inputs.checks import check_items, check_text, check_texts
 from bge_runtime.loading.loaded import LoadedModel
 from bge_runtime.loading.model import Model
 from bge_runtime.loading.options import LoadingOptions, with_loading_options, with_other_names
@@ -27,6 +27,7 @@ from bge_runtime.loading.source import ModelSource
 from bge_runtime.loading.store import arun
 from bge_runtime.models.spec import DEFAULT_EMBEDDER, ModelSpec
 from bge_runtime.vectors.cache import VectorCache, check_cache
+from bge_runtime.vectors.finite import check_finite, named
 from bge_runtime.vectors.similarity import unit_rows
 
 __all__ = ["Embedder"]
@@ -193,7 +194,7 @@ class Embedder(Model):
 
         Raises:
             InputError: Something is not a string, or too long with `truncation="error"`.
-            BackendError: The computation failed.
+            BackendError: The computation failed, or a text's vector is not finite; the message names it.
         """
         return run(dense.vectors(self._request("query", show_progress), texts))
 
@@ -218,10 +219,7 @@ class Embedder(Model):
             Arrays float32 of shape (at most `window`, dimension), in input order.
         """
         size = check_count(window, "window") or 2048
-        # Raises: the letters of a single string would be embedded one by one.
-        if isinstance(texts, str | bytes):
-            check_texts(texts)
-        items = iter(texts)
+        items = iter(check_items(texts, "texts"))
         while block := list(islice(items, size)):
             yield self.encode_documents(block, show_progress=False)
 
@@ -231,7 +229,9 @@ class Embedder(Model):
         Returns:
             One array float32 of shape (tokens, hidden size) per text, in input order.
         """
-        rows = run(self.read_tokens(check_texts(texts), bulk=role == "document"))
+        checked = check_texts(texts)
+        rows = run(self.read_tokens(checked, bulk=role == "document"))
+        check_finite(rows.values, self.model, lambda index: named("texts", index, checked[index]))
         self._runner.note_truncation(rows.cut, len(rows.values))
         return rows.values
 

@@ -28,6 +28,7 @@ from bge_runtime.loading.loaded import LoadedModel
 from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.models.hub import HEADS, head_files
 from bge_runtime.models.spec import ModelSpec
+from bge_runtime.vectors.finite import check_finite, named
 from bge_runtime.vectors.similarity import unit_rows
 
 __all__ = ["EXPECTED", "EncodedTexts", "Outputs", "check_outputs", "encoded", "model_key", "output_rows", "sparse"]
@@ -136,6 +137,9 @@ def encoded(request: Request, texts: Iterable[str], outputs: Outputs | None) -> 
         return EncodedTexts(dense=found if wanted else None)
     different, places = distinct(checked)
     packed = yield from rows_of(request, different, "all" if "multi_vector" in wanted else "lexical")
+    check_finite(
+        packed, request.runner.source.name, lambda index: named("texts", places.index(index), different[index])
+    )
     unpacked = [unpack_outputs(row) for row in packed]
     rows = [unpacked[place] for place in places]
     return EncodedTexts(
@@ -151,6 +155,10 @@ def sparse(request: Request, texts: Iterable[str]) -> Flow[list[dict[int, float]
     _check_heads(request.runner, ("sparse",))
     different, places = distinct(checked)
     found = yield from _shared_pass(request, different, "sparse")
+    weights = [np.fromiter(each.values(), np.float32, len(each)) for each in found]
+    check_finite(
+        weights, request.runner.source.name, lambda index: named("texts", places.index(index), different[index])
+    )
     return [dict(found[place]) for place in places]
 
 
@@ -182,8 +190,9 @@ def _shared_pass(request: Request, texts: Sequence[str], kind: Kind) -> Flow[lis
         rows = [unpack_outputs(row) for row in packed]
         other: Kind = "sparse" if kind == "dense" else "dense"
         if model_key(request.runner) in EXPECTED:
-            kept = [getattr(row, other) for row in rows]
-            EXPECTED.put(loaded, other, length, [framed[index] for index in missing], kept)
+            whole = [number for number, row in enumerate(packed) if np.isfinite(row).all()]
+            kept = [getattr(rows[number], other) for number in whole]
+            EXPECTED.put(loaded, other, length, [framed[missing[number]] for number in whole], kept)
         for index, row in zip(missing, rows, strict=True):
             found[index] = getattr(row, kind)
     return found

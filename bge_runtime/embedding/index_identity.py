@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,11 @@ logger = logging.getLogger("bge_runtime")
 
 RECORD = "bge-index"
 FORMAT = 1
+MOST_BYTES = 2**20  # of a record, whose instruction may be long
 _NAME = re.compile(r"[\w.-]+")
+_IDENTITY = re.compile(r"[0-9a-f]{32}")
+
+EMPTY = " Nothing is stored there yet: if nobody is about to fill it, on_mismatch='replace' costs nothing."
 
 OnMismatch = Literal["raise", "warn", "replace"]
 
@@ -36,7 +40,8 @@ def bind_index(
 
     The first call writes the document side of the embedder's identity (weights, pooling, lengths, document
     instruction; not the query instruction) into `bge-index.json`, in the index's folder or beside its file. Later
-    calls compare. Needs the model's files, not its weights in memory. Safe from several processes.
+    calls compare. An index is thereby reserved before anything is stored in it, since many stores write at the end
+    only; the error says so. Needs the model's files, not its weights in memory. Safe from several processes.
 
     Args:
         path: Folder or file in which the store keeps the index. It need not exist yet: a name with an extension is
@@ -68,7 +73,7 @@ def bind_index(
         ) from error
     if known["identity"] == own["identity"]:
         return
-    message = _explanation(path, known, own)
+    message = _explanation(path, known, own, empty=_is_empty(Path(path).expanduser()))
     if on_mismatch == "raise":
         raise IndexIdentityError(message)
     logger.warning("%s", message)
@@ -102,16 +107,17 @@ def _description(embedder: Embedder) -> dict[str, Any]:
 def _write(file: Path, record: dict[str, Any], *, replace: bool) -> None:
     """Write the record whole; unless `replace`, one that is there already stays."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{RECORD}-")
+    # No temporary file of the tempfile module: nobody else could read what becomes of it, whatever the umask.
+    made = file.with_name(f".{RECORD}-{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with made.open("x", encoding="utf-8") as stream:
             json.dump(record, stream, indent=1, ensure_ascii=False)
         if replace:
-            Path(name).replace(file)
+            made.replace(file)
         else:
-            _add(Path(name), file)
+            _add(made, file)
     finally:
-        Path(name).unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
 
 
 def _add(new: Path, file: Path) -> None:
@@ -126,10 +132,12 @@ def _add(new: Path, file: Path) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record["format"] == FORMAT and isinstance(record["identity"], str):
-            return dict(record)
-    except (ValueError, LookupError, TypeError):
+        # Of a regular file only: opening a pipe would wait for ever.
+        if file.is_dir() or (file.is_file() and file.stat().st_size <= MOST_BYTES):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if record["format"] == FORMAT and _IDENTITY.fullmatch(record["identity"]):
+                return dict(record)
+    except (ValueError, LookupError, TypeError, RecursionError):
         pass
     raise IndexIdentityError(
         f"{str(file)!r} does not say which embedder filled the index: it is damaged, or of a newer version. "
@@ -137,12 +145,22 @@ def _read(file: Path) -> dict[str, Any]:
     )
 
 
-def _explanation(path: str | os.PathLike[str], known: dict[str, Any], own: dict[str, Any]) -> str:
+def _is_empty(path: Path) -> bool:
+    """Return whether nothing is stored there but records."""
+    try:
+        return not path.exists() or all(each.name.startswith((f"{RECORD}.", f".{RECORD}-")) for each in path.iterdir())
+    except OSError:  # a file, or a folder that may not be listed
+        return False
+
+
+def _explanation(path: str | os.PathLike[str], known: dict[str, Any], own: dict[str, Any], *, empty: bool) -> str:
     names = [name for name in own if name not in ("format", "identity") and known.get(name) != own[name]]
     differing = "; ".join(f"{name} {known.get(name)!r} there, {own[name]!r} here" for name in names)
     return (
-        f"The index at {os.fspath(path)!r} was filled by {known.get('model')!r} (document identity "
-        f"{known['identity'][:12]}), and the embedder here is {own['model']!r} ({own['identity'][:12]}). They differ "
-        f"in: {differing or 'how the model is loaded'}. Use the embedder that filled it, or fill the index anew "
+        f"The index at {os.fspath(path)!r} {'is reserved for' if empty else 'was filled by'} {known.get('model')!r} "
+        f"(document identity {known['identity'][:12]}), and the embedder here is {own['model']!r} "
+        f"({own['identity'][:12]}). They differ in: {differing or 'how the model is loaded'}. "
+        "Use the embedder that filled it, or fill the index anew "
         "and pass on_mismatch='replace'; 'warn' queries it all the same."
+        f"{EMPTY if empty else ''}"
     )

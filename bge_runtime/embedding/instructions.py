@@ -82,7 +82,7 @@ def check_examples(examples: Iterable[Example] | None) -> tuple[dict[str, str], 
             isinstance(example[key], str) for key in keys
         ):
             raise ConfigurationError(f"examples[{number}]={example!r} is not an example. {allowed}")
-        copies.append(dict(example))
+        copies.append({key: str.__str__(example[key]) for key in keys})
     return tuple(copies) or None
 
 
@@ -117,6 +117,10 @@ def resolve_instructions(
             raise ConfigurationError(
                 f"{name}={value!r} is not a string. Pass a text, '' for none, or None for the model's own."
             )
+    # The characters: a member of an enumeration prints as its name.
+    query_instruction, document_instruction = (
+        None if each is None else str.__str__(each) for each in (query_instruction, document_instruction)
+    )
     query, document = spec.query_instruction, spec.document_instruction
     if legacy and query == EN:
         query = LEGACY_EN

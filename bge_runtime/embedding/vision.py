@@ -16,6 +16,7 @@ from bge_runtime.inputs.checks import check_texts
 from bge_runtime.inputs.images import ImageFormat, Picture, check_image_texts, check_images
 from bge_runtime.loading.store import arun
 from bge_runtime.models.spec import ModelSpec
+from bge_runtime.vectors.finite import check_finite
 
 if TYPE_CHECKING:
     from bge_runtime.inputs.images import ImageInput
@@ -124,7 +125,7 @@ class VisionEmbedder(Embedder):
         if not pictures:
             return self.encoding.nothing
         features = yield from self._image_features(pictures, show_progress)
-        return self.encoding.scaled(list(features))
+        return self._checked(features, pictures)
 
     def _encoded_pairs(
         self, pairs: Iterable[tuple[ImageInput, str]], show_progress: bool | None
@@ -137,7 +138,12 @@ class VisionEmbedder(Embedder):
         rows = yield from self._runner.rows(texts, tokenize, "model", bulk=len(texts) > INTERACTIVE_IMAGES)
         self._runner.note_truncation(rows.cut, len(texts))
         features = yield from self._image_features(pictures, show_progress)
-        return self.encoding.scaled(list(features + np.stack(rows.values)))
+        return self._checked(features + np.stack(rows.values), pictures)
+
+    def _checked(self, features: NDArray[np.float32], pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        vectors = self.encoding.scaled(list(features))
+        check_finite(vectors, self.model, lambda index: pictures[index].label)
+        return vectors
 
     def _image_features(self, pictures: Sequence[Picture], show_progress: bool | None) -> Flow[NDArray[np.float32]]:
         """Compute one row per picture as the model gives it."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from bge_runtime.errors import BGEError, ConfigurationError, InputError, ModelNotFoundError, UnsupportedModelError
+from bge_runtime.inputs.checks import check_items
 from bge_runtime.inputs.prepared import PreparedInputs
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ class Picture(NamedTuple):
 
     name: str
     source: str | bytes | PIL.Image.Image
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.name} {_shown(self.source)}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,10 +162,10 @@ def check_images(images: Iterable[ImageInput], name: str = "images") -> list[Pic
         InputError: Something is not a picture, too large, or no file; or a single picture is given, and no list.
         ConfigurationError: Pillow is not installed.
     """
-    single = isinstance(images, str | bytes | os.PathLike | io.BytesIO | _pillow().Image)
-    if single or not isinstance(images, Iterable):
+    if isinstance(images, str | bytes | os.PathLike | io.BytesIO | _pillow().Image):
         raise InputError(f"{name} is {_shown(images)}; pass a list of pictures, such as ['photo.jpg'].")
-    return [_checked(image, f"{name}[{index}]") for index, image in enumerate(images)]
+    items = check_items(images, name, "pictures")
+    return [_checked(image, f"{name}[{index}]") for index, image in enumerate(items)]
 
 
 def check_image_texts(pairs: Iterable[tuple[ImageInput, str]]) -> tuple[list[Any], list[Any]]:
@@ -168,10 +174,8 @@ def check_image_texts(pairs: Iterable[tuple[ImageInput, str]]) -> tuple[list[Any
     Raises:
         InputError: A pair is not two things.
     """
-    if isinstance(pairs, str | bytes) or not isinstance(pairs, Iterable):
-        raise InputError(f"pairs is {_shown(pairs)}; pass a list of (picture, text) tuples.")
     images, texts = [], []
-    for index, pair in enumerate(pairs):
+    for index, pair in enumerate(check_items(pairs, "pairs", "(picture, text) tuples")):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InputError(f"pairs[{index}] is {_shown(pair)}; pass a (picture, text) tuple.")
         images.append(pair[0])
@@ -195,11 +199,9 @@ def _checked(image: Any, name: str) -> Picture:
 
 def _check_path(picture: Picture) -> None:
     if "://" in str(picture.source) or str(picture.source).startswith("data:"):
-        raise InputError(
-            f"{_named(picture)} is an address, and nothing is fetched here. Pass the file's path or bytes."
-        )
+        raise InputError(f"{picture.label} is an address, and nothing is fetched here. Pass the file's path or bytes.")
     if not os.path.isfile(cast("str", picture.source)):
-        raise InputError(f"{_named(picture)} is not a file. Check the path.")
+        raise InputError(f"{picture.label} is not a file. Check the path.")
 
 
 @contextmanager
@@ -223,7 +225,7 @@ def _open(picture: Picture) -> PIL.Image.Image:
             source if isinstance(source, str) else io.BytesIO(source), formats=FORMATS
         )
     except (module.DecompressionBombError, module.DecompressionBombWarning) as error:
-        raise InputError(f"{_named(picture)} is too large: {error}") from error
+        raise InputError(f"{picture.label} is too large: {error}") from error
     except Exception as error:  # each of Pillow's readers has errors of its own
         raise _unreadable(picture, error) from error
     return opened
@@ -232,10 +234,10 @@ def _open(picture: Picture) -> PIL.Image.Image:
 def _check_size(picture: Picture, image: PIL.Image.Image) -> None:
     width, height = image.size
     if not width or not height:
-        raise InputError(f"{_named(picture)} has no pixels.")
+        raise InputError(f"{picture.label} has no pixels.")
     if width * height > MOST_PIXELS or max(width, height) > MOST_TIMES * min(width, height):
         raise InputError(
-            f"{_named(picture)} has {width} x {height} pixels. At most {MOST_PIXELS} are read, and one edge may be "
+            f"{picture.label} has {width} x {height} pixels. At most {MOST_PIXELS} are read, and one edge may be "
             f"{MOST_TIMES} times the other. Make it smaller first; the model reads a few hundred in each direction."
         )
 
@@ -273,13 +275,9 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _unreadable(picture: Picture, error: Exception) -> InputError:
     return InputError(
-        f"{_named(picture)} cannot be read as a picture ({type(error).__name__}: {error}). "
+        f"{picture.label} cannot be read as a picture ({type(error).__name__}: {error}). "
         f"Pass {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
     )
-
-
-def _named(picture: Picture) -> str:
-    return f"{picture.name} {_shown(picture.source)}"
 
 
 def _shown(value: Any) -> str:

@@ -25,7 +25,11 @@ class Scorer(Protocol):
     """Scores pairs: `CrossEncoder` or `LateInteraction`."""
 
     def scores(self, pairs: Pairs, show_progress: bool | None, deadline: Deadline | None) -> Flow[Scores]:
-        """Return the raw score of each of these distinct pairs; NaN for what the deadline cuts off."""
+        """Return the raw score of each pair, equal ones being scored once; NaN for what the deadline cuts off.
+
+        Raises:
+            BackendError: A score, or what it is made from, is not finite.
+        """
         ...
 
     def warm_up(self) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.backends.head_outputs import TextOutputs, pack_outputs, unpack_outputs
+from bge_runtime.backends.head_outputs import TextOutputs, are_outputs, pack_outputs, unpack_outputs
 from bge_runtime.embedding.instructions import Role
 from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
@@ -97,6 +97,10 @@ class TokenComparison:
         """Return the relevance of a document's value for a query's."""
         return max_similarity(query, document)
 
+    def is_finite(self, value: Any) -> bool:
+        """Return whether a value holds neither NaN nor infinities."""
+        return bool(np.isfinite(value).all())
+
     def vectors(self, value: Any) -> Vectors:
         """Return the token vectors of a value."""
         return np.asarray(value, np.float32)
@@ -119,6 +123,11 @@ class TokenComparison:
     def from_numbers(self, numbers: Vectors) -> Any:
         """Return the value of such numbers."""
         return numbers[1:].reshape(-1, int(numbers[0]))
+
+    @property
+    def fits(self) -> Callable[[Vectors], bool]:
+        """What tells whether such numbers can be those of a value."""
+        return _are_vectors
 
     def _identity(self) -> str:
         return self._embedder.token_identity
@@ -154,6 +163,10 @@ class HeadComparison(TokenComparison):
         # The mean, so that scores stay comparable when the weights do not add up to 1.
         return total / (self._dense + self._sparse + self._vectors)
 
+    def is_finite(self, value: TextOutputs) -> bool:
+        """Return whether a value holds neither NaN nor infinities."""
+        return all(np.isfinite(part).all() for part in value)
+
     def vectors(self, value: TextOutputs) -> Vectors:
         """Return the token vectors of a value."""
         return value.vectors
@@ -167,6 +180,11 @@ class HeadComparison(TokenComparison):
         if self._only_vectors:
             return NOTHING._replace(vectors=super().from_numbers(numbers))
         return unpack_outputs(numbers)
+
+    @property
+    def fits(self) -> Callable[[Vectors], bool]:
+        """What tells whether such numbers can be those of a value."""
+        return super().fits if self._only_vectors else are_outputs
 
     def _identity(self) -> str:
         return f"{self._embedder.output_identity} {'vectors' if self._only_vectors else 'all'}"
@@ -189,6 +207,11 @@ def comparison_of(embedder: Embedder, mode: Mode | None, weights: Weights, token
     if wanted == "multi_vector" and "multi_vector" not in embedder.spec.outputs:
         return TokenComparison(embedder, token_pooling)
     return HeadComparison(embedder, wanted, weights, token_pooling)
+
+
+def _are_vectors(numbers: Vectors) -> bool:
+    width = float(numbers[0]) if len(numbers) > 1 else 0.0
+    return width >= 1 and width.is_integer() and (len(numbers) - 1) % int(width) == 0
 
 
 def _is_weight(value: object) -> bool:

@@ -10,9 +10,10 @@ import numpy as np
 from bge_runtime.backends.base import LayerScore, Output
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow
-from bge_runtime.loading.runner import Runner
+from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.reranking.base import INTERACTIVE_PAIRS, Pairs, Scores
 from bge_runtime.reranking.llm_options import LLMOptions
+from bge_runtime.vectors.finite import check_finite, named
 from bge_runtime.vectors.similarity import best_passages
 
 __all__ = ["CrossEncoder"]
@@ -50,8 +51,9 @@ class CrossEncoder:
         return self._columns(pairs, self._llm.output(self._runner.source.spec, layers), None, None)
 
     def _columns(
-        self, pairs: Pairs, output: Output, show_progress: bool | None, deadline: Deadline | None
+        self, given: Pairs, output: Output, show_progress: bool | None, deadline: Deadline | None
     ) -> Flow[Scores]:
+        pairs, places = distinct(given)
         tokenizing = self._runner.hold().tokenizing
         if self._llm.prompt is not None:
             tokenizing = tokenizing.with_prompt(self._llm.prompt)
@@ -66,9 +68,16 @@ class CrossEncoder:
         self._runner.note_truncation(rows.cut, len(pairs))
         width = len(output.layers) if isinstance(output, LayerScore) else 1
         values = np.asarray(rows.values, dtype=np.float32).reshape(len(rows.values), width)
+        owners = np.repeat(np.arange(len(rows.passages)), rows.passages)
+        check_finite(values, self._runner.source.name, lambda index: _named(given, *pairs[owners[index]]))
         # NaN stays where a deadline came before the pair.
         scores = np.full((len(pairs), width), np.nan, dtype=np.float32)
         for column in range(width):
             best = best_passages(values[:, column], rows.passages)
             scores[: len(best), column] = best
-        return scores
+        return scores[places]
+
+
+def _named(given: Pairs, query: str, document: str) -> str:
+    index = given.index((query, document))
+    return f"{named('documents', index, document)} with {named('queries', index, query)}"

@@ -15,10 +15,11 @@ from bge_runtime.embedding.instructions import Role
 from bge_runtime.embedding.settings import digest
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow
-from bge_runtime.loading.runner import Runner
+from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.reranking.base import INTERACTIVE_PAIRS, Pairs, Scores
 from bge_runtime.reranking.comparison import TokenComparison
 from bge_runtime.vectors.cache import VectorCache
+from bge_runtime.vectors.finite import named, not_finite
 
 if TYPE_CHECKING:
     from bge_runtime.embedding.embedder import Embedder
@@ -81,30 +82,32 @@ class LateInteraction:
 
     def scores(self, pairs: Pairs, show_progress: bool | None, deadline: Deadline | None) -> Flow[Scores]:
         """Return the score of each pair, each distinct text being read once; see `Scorer`."""
-        scores = np.full(len(pairs), np.nan, dtype=np.float32)
-        queries = list(dict.fromkeys(query for query, _ in pairs))
-        query_values, cut = yield from self._read(queries, "query", deadline=deadline)
+        different, numbers = distinct(pairs)
+        scores = np.full(len(different), np.nan, dtype=np.float32)
+        given_queries, given_documents = [query for query, _ in pairs], [document for _, document in pairs]
+        queries = list(dict.fromkeys(given_queries))
+        query_values, cut = yield from self._read(queries, "query", given_queries, deadline=deadline)
         places: dict[str, list[int]] = defaultdict(list)
-        for index, (query, document) in enumerate(pairs):
+        for index, (query, document) in enumerate(different):
             if query in query_values:
                 places[document].append(index)
 
         def keep(document: str, passages: list[Any]) -> None:
             for index in places[document]:
-                (value,) = query_values[pairs[index][0]]
+                (value,) = query_values[different[index][0]]
                 scores[index] = max(self.comparison.score(value, passage) for passage in passages)
 
         # Windows of like lengths; when time is short, the first documents first.
         documents = list(places) if deadline else sorted(places, key=len)
-        with self._runner.progress(len({document for _, document in pairs}), show_progress) as progress:
-            bulk = len(pairs) > INTERACTIVE_PAIRS
-            cut += yield from self._each(documents, keep, progress, bulk=bulk, deadline=deadline)
+        with self._runner.progress(len(set(given_documents)), show_progress) as progress:
+            bulk = len(different) > INTERACTIVE_PAIRS
+            cut += yield from self._each(documents, given_documents, keep, progress, bulk=bulk, deadline=deadline)
         self._runner.note_truncation(cut, len(queries) + len(documents))
-        return scores
+        return scores[numbers]
 
     def query_vectors(self, query: str) -> Flow[NDArray[np.float32]]:
         """Return a query's token vectors, float32 of shape (tokens, dimension)."""
-        found, cut = yield from self._read([query], "query")
+        found, cut = yield from self._read([query], "query", [query])
         (value,) = found[query]
         self._runner.note_truncation(cut, 1)
         return self.comparison.vectors(value)
@@ -118,22 +121,24 @@ class LateInteraction:
         """Read documents and hand out their token vectors window by window.
 
         Args:
-            texts: Checked, distinct texts.
-            keep: Called once per text with the vectors of each of its passages (one, unless passages are read),
-                float32 of shape (tokens, dimension).
+            texts: Checked texts.
+            keep: Called once per distinct text with the vectors of each of its passages (one, unless passages are
+                read), float32 of shape (tokens, dimension).
             show_progress: Overrides the reranker's value.
         """
 
         def keep_vectors(text: str, passages: list[Any]) -> None:
             keep(text, [self.comparison.vectors(value) for value in passages])
 
-        with self._runner.progress(len(texts), show_progress) as progress:
-            cut = yield from self._each(sorted(texts, key=len), keep_vectors, progress, bulk=True, deadline=None)
-        self._runner.note_truncation(cut, len(texts))
+        different = sorted(dict.fromkeys(texts), key=len)
+        with self._runner.progress(len(different), show_progress) as progress:
+            cut = yield from self._each(different, texts, keep_vectors, progress, bulk=True, deadline=None)
+        self._runner.note_truncation(cut, len(different))
 
     def _each(
         self,
         documents: Sequence[str],
+        given: Sequence[str],
         keep: Callable[[str, list[Any]], object],
         progress: Callable[[int], object] | None,
         *,
@@ -143,7 +148,7 @@ class LateInteraction:
         """Read documents a window at a time and hand out the values of each; return how many were cut."""
         cut = 0
         for window in _windows(documents, self.embedder):
-            found, more = yield from self._read(window, "document", bulk=bulk, deadline=deadline)
+            found, more = yield from self._read(window, "document", given, bulk=bulk, deadline=deadline)
             cut += more
             for document, passages in found.items():
                 keep(document, passages)
@@ -153,9 +158,19 @@ class LateInteraction:
         return cut
 
     def _read(
-        self, texts: Sequence[str], role: Role, *, bulk: bool = False, deadline: Deadline | None = None
+        self,
+        texts: Sequence[str],
+        role: Role,
+        given: Sequence[str],
+        *,
+        bulk: bool = False,
+        deadline: Deadline | None = None,
     ) -> Flow[Read]:
-        """Return the values of each text's passages, and how many texts were cut; late ones are missing."""
+        """Return the values of each text's passages, and how many texts were cut; late ones are missing.
+
+        A text whose values are not finite is an error that names its place among those `given`; the others' are
+        remembered all the same.
+        """
         comparison = self.comparison
         overlap = self._overlap if role == "document" else None
         # A cache keeps one value per text, and passages are several.
@@ -165,8 +180,6 @@ class LateInteraction:
         if not missing:
             return found, 0
         result = yield from comparison.read(missing, bulk=bulk, overlap=overlap, deadline=deadline)
-        if role == "document" and comparison.token_pooling > 1:
-            result.values = yield partial(comparison.pooled, result.values)
         values = iter(result.values)
         # A deadline may leave the last text with some of its passages only: that text counts as not read.
         computed = {
@@ -174,15 +187,30 @@ class LateInteraction:
             for text, size in zip(missing, result.passages, strict=False)
             if len(passages := list(islice(values, size))) == size
         }
+        broken = [text for text, passages in computed.items() if not all(map(comparison.is_finite, passages))]
+        for text in broken:
+            del computed[text]
+        if role == "document" and comparison.token_pooling > 1:
+            yield partial(self._pool, computed)
         if cache is not None:
             numbers = [comparison.to_numbers(value) for (value,) in computed.values()]
             cache.put(comparison.identity(role), list(computed), numbers)
+        if broken:
+            name = "queries" if role == "query" else "documents"
+            first = named(name, given.index(broken[0]), broken[0])
+            raise not_finite(self._runner.source.name, first, len(broken) - 1)
         return found | computed, result.cut
+
+    def _pool(self, computed: dict[str, list[Any]]) -> None:
+        for text, passages in computed.items():
+            computed[text] = self.comparison.pooled(passages)
 
     def _known(self, texts: Sequence[str], role: Role, cache: VectorCache | None) -> dict[str, list[Any]]:
         if cache is None:
             return {}
-        known = cache.get(self.comparison.identity(role), texts)
+        identity = self.comparison.identity(role)
+        cache.expect(identity, self.comparison.fits)
+        known = cache.get(identity, texts)
         return {
             text: [self.comparison.from_numbers(numbers)]
             for text, numbers in zip(texts, known, strict=True)

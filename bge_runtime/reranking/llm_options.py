@@ -60,7 +60,7 @@ class LLMOptions:
             cutoff_layer=_one_layer(cutoff_layers),
             compress_ratio=compress_ratio,
             compress_layers=layers,
-            prompt=prompt,
+            prompt=None if prompt is None else str.__str__(prompt),  # the characters, whatever a subclass prints as
         )
 
     def check(self, spec: ModelSpec, name: str) -> None:

@@ -18,7 +18,7 @@ from bge_runtime.errors import ConfigurationError, check_choice, check_count, ch
 from bge_runtime.inputs.checks import check_pairs, pairs_of
 from bge_runtime.loading.model import Model
 from bge_runtime.loading.options import LoadingOptions, with_loading_options
-from bge_runtime.loading.runner import Runner, Truncation, distinct
+from bge_runtime.loading.runner import Runner, Truncation
 from bge_runtime.loading.source import ModelSource
 from bge_runtime.loading.store import arun
 from bge_runtime.models.spec import DEFAULT_RERANKER, ModelSpec
@@ -235,7 +235,7 @@ class Reranker(Model):
 
         Raises:
             InputError: Something is not a string, or too long with `truncation="error"`.
-            BackendError: The computation failed.
+            BackendError: The computation failed, or a document's score is not finite; the message names it.
         """
         return run(self._score(pairs_of(query, documents), show_progress))
 
@@ -274,7 +274,7 @@ class Reranker(Model):
         dense_weight: float = 0.0,
         time_budget_s: float | None = None,
     ) -> Ranking:
-        """Order documents by relevance, best first; equal scores keep their order, NaN comes last.
+        """Order documents by relevance, best first; equal scores keep their order.
 
         Args:
             query: The query.
@@ -293,6 +293,7 @@ class Reranker(Model):
         Raises:
             ConfigurationError: `top_n` or `time_budget_s` is not positive, or `dense_weight` does not fit.
             InputError: Something is not a string.
+            BackendError: The computation failed, or a document's score is not finite; the message names it.
         """
         return run(self._rank(query, documents, top_n, score_threshold, dense_weight, time_budget_s))
 
@@ -381,12 +382,10 @@ class Reranker(Model):
     def _raw_scores(
         self, pairs: Pairs, show_progress: bool | None, deadline: Deadline | None = None
     ) -> Flow[NDArray[np.float32]]:
-        """Score checked pairs, each distinct one once; what the deadline cuts off is NaN."""
+        """Score checked pairs; what the deadline cuts off is NaN."""
         if not pairs:
             return np.empty(0, dtype=np.float32)
-        different, places = distinct(pairs)
-        scores = yield from self.scorer.scores(different, show_progress, deadline)
-        return scores[places]
+        return (yield from self.scorer.scores(pairs, show_progress, deadline))
 
     def _score(self, pairs: Pairs, show_progress: bool | None) -> Flow[NDArray[np.float32]]:
         raw = yield from self._raw_scores(pairs, show_progress)
@@ -397,9 +396,7 @@ class Reranker(Model):
         assert isinstance(self.scorer, CrossEncoder)  # no other model has layers
         raw = np.empty((0, len(wanted)), dtype=np.float32)
         if pairs:
-            different, places = distinct(pairs)
-            scores = yield from self.scorer.layer_scores(different, wanted)
-            raw = scores[places]
+            raw = yield from self.scorer.layer_scores(pairs, wanted)
         shown = sigmoid(raw) if self.normalize else raw
         return {layer: np.ascontiguousarray(shown[:, column]) for column, layer in enumerate(wanted)}
 

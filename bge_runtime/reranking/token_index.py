@@ -6,7 +6,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ FILE = "bge-token-index.safetensors"
 FORMAT = "1"
 
 Storage = Literal["float16", "float32"]
+STORAGES = ("float16", "float32")
 Scorer = Reranker | Embedder | ModelSpec | str | os.PathLike[str]
 
 
@@ -71,7 +72,7 @@ class TokenIndex:
             ConfigurationError: `storage` has a wrong value, or the model compares no token vectors.
             ModelNotFoundError: The name cannot be a model.
         """
-        if storage not in ("float16", "float32"):
+        if storage not in STORAGES:
             raise ConfigurationError(f"storage={storage!r} is not allowed. Use 'float16' or 'float32'.")
         self.reranker = model if isinstance(model, Reranker) else Reranker(model)
         if self.reranker.known_spec is not None:
@@ -109,7 +110,7 @@ class TokenIndex:
 
         Raises:
             InputError: Something is not a string, an id is there already, or texts and ids differ in number.
-            BackendError: The computation failed.
+            BackendError: The computation failed, or a text's vectors are not finite; the message names it.
         """
         return run(self._add(texts, ids, show_progress))
 
@@ -142,7 +143,7 @@ class TokenIndex:
         Raises:
             InputError: An id is not in the index.
         """
-        gone = set(check_texts(ids, "ids"))
+        gone = set(check_texts(list(ids) if isinstance(ids, Set) else ids, "ids"))
         with self._lock:
             if missing := gone - set(self.ids):
                 raise InputError(f"{_shown(missing)} not in the index. `ids` lists those that are.")
@@ -174,19 +175,18 @@ class TokenIndex:
         """
         file = Path(folder).expanduser() / FILE
         try:
-            blocks, record = read_blocks(file)
-            if record.get("format") != FORMAT:
-                raise ValueError(f"its format is {record.get('format')!r}, not {FORMAT!r}")
-            index = cls(model, storage=record["storage"])  # type: ignore[arg-type]
+            blocks, record = read_blocks(file, FORMAT)
+            storage = record.get("storage")
+            if storage not in STORAGES or {block.vectors.dtype.name for block in blocks} - {storage}:
+                raise ValueError(f"its vectors are not in its storage {storage!r}")
         except OSError as error:
             raise ConfigurationError(f"There is no index to read at {str(file)!r} ({error}).") from error
-        except (LookupError, ValueError) as error:
-            if isinstance(error, ConfigurationError):
-                raise
+        except ValueError as error:
             raise IndexIdentityError(
                 f"{str(file)!r} cannot be read as an index: it is damaged, or of a newer version ({error}). "
                 "Fill the index anew."
             ) from error
+        index = cls(model, storage=storage)  # type: ignore[arg-type]
         index._check_record(file, record)
         index._blocks = blocks
         return index
@@ -212,7 +212,7 @@ class TokenIndex:
             found[text] = [passage.astype(width) for passage in passages]
 
         if checked:
-            yield from self._scorer.document_vectors(list(dict.fromkeys(checked)), keep, show_progress)
+            yield from self._scorer.document_vectors(checked, keep, show_progress)
         # Blocks are never changed: a search that is under way goes on with those that it has seen.
         added = compacted(TokenBlock.of(name, found[text]) for name, text in zip(names, checked, strict=True))
         with self._lock:

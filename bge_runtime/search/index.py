@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import sqlite3
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -88,6 +89,14 @@ def set_aside(path: Path) -> Path:
     except OSError as error:
         raise _unusable(path, error) from error
     return target
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that its owner alone may enter: an index holds the text of documents, whoever may read those."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(PermissionError):  # one that is somebody else's stays as it is
+        if stat.S_IMODE(folder.stat().st_mode) & 0o077:  # made by an older version, or by hand
+            folder.chmod(0o700)
 
 
 class SearchIndex:
@@ -207,16 +216,6 @@ class SearchIndex:
 
 def _chunk(trail: str, heading: str, body: str) -> Chunk:
     return Chunk(trail=tuple(json.loads(trail)), heading=heading, body=body)
-
-
-def _make_private(folder: Path) -> None:
-    """Make a folder that others cannot read: the index holds the text of the documents."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.name == "posix" and folder.stat().st_uid == os.geteuid() and folder.stat().st_mode & 0o077:
-            folder.chmod(0o700)
-    except (OSError, ValueError) as error:
-        raise _unusable(folder, error) from error
 
 
 def _unusable(path: Path | None, error: Exception) -> UnusableIndexError:

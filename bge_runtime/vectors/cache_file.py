@@ -19,6 +19,7 @@ logger = logging.getLogger("bge_runtime")
 BUSY_TIMEOUT_S = 30.0
 KEYS_PER_QUERY = 500  # SQLite's limit on variables was 999 for long
 USED_STEP_S = 3600  # reading marks an entry as used at most this often, so that most reads write nothing
+WIDTHS = (4, 2)  # bytes of a number in float32 and float16
 KEPT_SHARE = 0.9  # eviction makes room for more than one call
 # With WAL, `synchronous = NORMAL` may lose the last writes of a power cut but never damages the file. `WITHOUT ROWID`:
 # keys are digests, and a second tree over them would be as large again. Triggers count: counting rows reads all.
@@ -46,9 +47,17 @@ T = TypeVar("T")
 class CacheFile:
     """Entries of bytes by key. No error of the disk or the file reaches the caller: it costs the caching only."""
 
-    def __init__(self, path: Path, max_bytes: int, entry_overhead: int) -> None:
-        """Describe the file; the first use opens it."""
+    def __init__(self, path: Path, max_bytes: int, entry_overhead: int, width: int) -> None:
+        """Describe the file; the first use opens it.
+
+        Args:
+            path: The file.
+            max_bytes: Most bytes of entries.
+            entry_overhead: Bytes that each entry counts for beside its own.
+            width: Bytes of a number in what is stored from here.
+        """
         self.evicted = 0
+        self._width = width
         self._path = path
         self._max_bytes = max_bytes
         self._overhead = entry_overhead
@@ -60,13 +69,22 @@ class CacheFile:
         self._pid = os.getpid()
         self._warned = False
 
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the entries that are there and whole."""
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, int]]:
+        """Return the entries that are there and whole, each with the bytes of a number in it."""
         return self._try(lambda database: self._read(database, list(dict.fromkeys(keys))), {})
 
     def put(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
         """Store entries, all or none, and drop the least recently used when there are too many."""
         self._try(lambda database: self._write(database, rows), None)
+
+    def drop(self, keys: Sequence[bytes]) -> None:
+        """Drop entries."""
+
+        def delete(database: sqlite3.Connection) -> None:
+            with database:
+                database.executemany("DELETE FROM vectors WHERE key = ?", [(key,) for key in keys])
+
+        self._try(delete, None)
 
     def size(self) -> tuple[int, int]:
         """Return the number of entries and their bytes."""
@@ -88,19 +106,20 @@ class CacheFile:
                 self._database.close()
             self._database = None
 
-    def _read(self, database: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    def _read(self, database: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, int]]:
         now = int(time.time()) // USED_STEP_S
-        found: dict[bytes, bytes] = {}
+        found: dict[bytes, tuple[bytes, int]] = {}
         stale, damaged = [], []
         for start in range(0, len(keys), KEYS_PER_QUERY):
             part = keys[start : start + KEYS_PER_QUERY]
             marks = ",".join("?" * len(part))
             query = f"SELECT key, vector, checksum, used FROM vectors WHERE key IN ({marks})"
             for key, vector, checksum, used in database.execute(query, part):
-                if zlib.crc32(vector) != checksum:
+                width = self._width_of(vector, checksum)
+                if width is None:
                     damaged.append((key,))
                     continue
-                found[key] = vector
+                found[key] = vector, width
                 if used < now:
                     stale.append((now, key))
         if stale or damaged:
@@ -108,6 +127,17 @@ class CacheFile:
                 database.executemany("UPDATE vectors SET used = ? WHERE key = ?", stale)
                 database.executemany("DELETE FROM vectors WHERE key = ?", damaged)
         return found
+
+    def _width_of(self, vector: bytes, checksum: int) -> int | None:
+        """Return the bytes of a number in an entry, `None` if it is damaged.
+
+        An entry says it by what its checksum starts from. Those that start from nothing are older, and taken to be in
+        the format that is stored now, as they were then.
+        """
+        for start in (self._width, 0, *WIDTHS):
+            if zlib.crc32(vector, start) == checksum:
+                return start or self._width
+        return None
 
     def _write(self, database: sqlite3.Connection, rows: Sequence[tuple[bytes, bytes]]) -> None:
         now = int(time.time()) // USED_STEP_S
@@ -117,7 +147,7 @@ class CacheFile:
             database.executemany(
                 # Another process may have stored the same text meanwhile, with the same vector.
                 "INSERT OR IGNORE INTO vectors VALUES (?, ?, ?, ?)",
-                [(key, blob, zlib.crc32(blob), now) for key, blob in rows],
+                [(key, blob, zlib.crc32(blob, self._width), now) for key, blob in rows],
             )
             self._evict(database)
 

@@ -127,7 +127,7 @@ def search_quantized(
 
     Raises:
         ConfigurationError: `top_k`, `rescore_multiplier` or `ranges` does not fit.
-        InputError: Queries, corpus and vectors do not belong together.
+        InputError: Queries, corpus and vectors do not belong together, or hold NaN or infinities.
     """
     asked = np.atleast_2d(_floats(queries, "queries"))
     count = min(check_count(top_k, "top_k") or 1, len(corpus))
@@ -147,6 +147,7 @@ def search_quantized(
             found = np.sort(_best(first[row], candidates))
             if vectors is not None:
                 score = np.asarray(vectors[found] @ query)
+                _check_scores(score, found)
             else:
                 score = rescore(query, corpus[found], ranges=ranges) if is_packed else first[row][found]
             order = _best(score, count)
@@ -187,14 +188,28 @@ def rescore(
     return np.asarray(signs @ vector / np.sqrt(len(vector)), dtype=np.float32)
 
 
+def _check_scores(scores: NDArray[Any], rows: NDArray[np.int64]) -> None:
+    whole = np.isfinite(scores)
+    if not whole.all():
+        raise InputError(
+            f"vectors holds NaN or infinity in row {rows[~whole][0]}, which has no score. Leave such rows out of the "
+            "corpus and of vectors."
+        )
+
+
 def _floats(vectors: Any, name: str) -> NDArray[np.floating[Any]]:
     array = np.asarray(vectors)
     if not np.issubdtype(array.dtype, np.floating) or array.ndim not in (1, 2):
         raise InputError(
             f"{name} is an array of {array.dtype} of shape {array.shape}. Pass floats of shape (n, dimension)."
         )
-    if not np.isfinite(array).all():
-        raise InputError(f"{name} holds NaN or infinity, which has no quantised value. Leave those vectors out.")
+    with np.errstate(over="ignore"):
+        whole = np.isfinite(array.astype(np.float32, copy=False)).all()  # float32 is what it is computed in
+    if not whole:
+        raise InputError(
+            f"{name} holds NaN, infinity or numbers beyond float32, which have no quantised value. "
+            "Leave those vectors out."
+        )
     return array
 
 

@@ -56,7 +56,9 @@ def lexical_score(query: Mapping[int, float], document: Mapping[int, float]) -> 
 
 
 def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the rows scaled to length 1, in float32; a zero row stays zero."""
-    # The floor of torch.nn.functional.normalize.
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return np.asarray(rows / np.maximum(norms, 1e-12), dtype=np.float32)
+    """Return the rows scaled to length 1, in float32; a zero row stays zero, one with infinities becomes NaN."""
+    with np.errstate(over="ignore", invalid="ignore"):  # of numbers that are refused by who asked for them
+        norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+        norms[np.isinf(norms)] = np.nan  # a length beyond float32 would make zeros of the row
+        # The floor of torch.nn.functional.normalize.
+        return np.asarray(rows / np.maximum(norms, 1e-12), dtype=np.float32)

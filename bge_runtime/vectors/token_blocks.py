@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import tempfile
+import stat
+import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,10 @@ __all__ = ["TokenBlock", "compacted", "read_blocks", "write_blocks"]
 
 # Vectors of one matrix product: 64 MB of float32 at 1024 dimensions.
 BLOCK_TOKENS = 16384
+PARTS = ("sizes", "lengths", "vectors")
+DIGEST = "digest"
+# Of a vector of length 1: float16 moves it by less than 0.001, a flipped bit of a large number by more than this.
+LENGTH_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,9 @@ class TokenBlock:
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not fit together, as of a damaged file."""
+        kinds = [(array.dtype.name, array.ndim) for array in (self.sizes, self.lengths, self.vectors)]
+        if kinds[:2] != [("int64", 1)] * 2 or kinds[2] not in (("float16", 2), ("float32", 2)):
+            raise ValueError(f"arrays of {kinds} are not those of documents, passages and tokens")
         counts = len(self.sizes), int(self.sizes.sum()), int(self.lengths.sum())
         ends = min(self.sizes, default=0), min(self.lengths, default=0)
         if counts != (len(self.ids), len(self.lengths), len(self.vectors)) or min(ends) < 1:
@@ -113,37 +121,86 @@ def write_blocks(file: Path, blocks: Sequence[TokenBlock], record: Mapping[str, 
     """
     from safetensors.numpy import save_file
 
-    arrays: dict[str, NDArray[np.generic]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for number, block in enumerate(blocks):
-        parts = {"sizes": block.sizes, "lengths": block.lengths, "vectors": block.vectors}
-        arrays |= {f"{number}.{name}": np.ascontiguousarray(part) for name, part in parts.items()}
+        arrays |= {f"{number}.{part}": np.ascontiguousarray(getattr(block, part)) for part in PARTS}
+    facts = {**record, "ids": json.dumps([block.ids for block in blocks])}
+    # An array, since older versions and other readers take what stands in the record for theirs.
+    digest = {DIGEST: np.frombuffer(_digest(arrays, facts), np.uint8)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-    os.close(handle)
+    made = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
     try:
-        save_file(arrays, name, {**record, "ids": json.dumps([block.ids for block in blocks])})
-        Path(name).replace(file)
+        made.touch(exist_ok=False)
+        mode = stat.S_IMODE(made.stat().st_mode)
+        save_file(arrays | digest, made, facts)
+        made.chmod(mode)  # safetensors lets the owner alone read, whatever the umask
+        made.replace(file)
     finally:
-        Path(name).unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
 
 
-def read_blocks(file: Path) -> tuple[tuple[TokenBlock, ...], dict[str, str]]:
+def read_blocks(file: Path, format: str) -> tuple[tuple[TokenBlock, ...], dict[str, str]]:
     """Return what `write_blocks` wrote.
 
+    Args:
+        file: The file.
+        format: What its record is to say of itself; a newer version may have other digests too.
+
     Raises:
-        FileNotFoundError: There is no such file.
+        OSError: There is no such file.
         ValueError: It is damaged, or another kind of file.
     """
     from safetensors import SafetensorError, safe_open
 
+    if not file.is_file():  # opening a pipe would wait for ever
+        raise FileNotFoundError(f"no such file: {str(file)!r}")
     try:
         with safe_open(file, framework="np") as stored:
-            record = dict(stored.metadata() or {})
-            ids = json.loads(record.pop("ids"))
-            blocks = tuple(
-                TokenBlock(tuple(each), *(stored.get_tensor(f"{n}.{part}") for part in ("sizes", "lengths", "vectors")))
-                for n, each in enumerate(ids)
-            )
-    except (SafetensorError, LookupError, TypeError, AttributeError) as error:
+            facts = dict(stored.metadata() or {})
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}
+        if facts.get("format") != format:
+            raise ValueError(f"its format is {facts.get('format')!r}, not {format!r}")
+        ids = json.loads(facts["ids"])
+        digest = arrays.pop(DIGEST, None)
+        if digest is not None and digest.tobytes() != _digest(arrays, facts):
+            raise ValueError("its content is not what was written")
+        if arrays.keys() != {f"{number}.{part}" for number in range(len(ids)) for part in PARTS}:
+            raise ValueError("its arrays are not those of an index")
+        blocks = tuple(
+            TokenBlock(tuple(each), *(arrays[f"{number}.{part}"] for part in PARTS)) for number, each in enumerate(ids)
+        )
+        _check(blocks, vectors=digest is None)
+    except (SafetensorError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    return blocks, record
+    del facts["ids"]
+    return blocks, facts
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, str]) -> bytes:
+    """Return a digest of all that a file says."""
+    digest = hashlib.blake2b(json.dumps(dict(facts), sort_keys=True).encode(), digest_size=16)
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
+
+
+def _check(blocks: Sequence[TokenBlock], *, vectors: bool) -> None:
+    """Refuse blocks that no index can have written, in a file whose digest does not vouch for them.
+
+    Args:
+        blocks: Whose arrays fit together.
+        vectors: Whether to look at every vector.
+
+    Raises:
+        ValueError: Says what cannot be.
+    """
+    ids = [id for block in blocks for id in block.ids]
+    if not all(isinstance(id, str) for id in ids) or len(set(ids)) < len(ids):
+        raise ValueError("its ids are not strings, or not distinct")
+    if len({(block.vectors.dtype, block.vectors.shape[1]) for block in blocks}) > 1:
+        raise ValueError("its vectors are of several kinds")
+    for block in blocks if vectors else ():
+        lengths = np.linalg.norm(block.vectors.astype(np.float32, copy=False), axis=1)
+        if not ((np.abs(lengths - 1) <= LENGTH_TOLERANCE) | (lengths == 0)).all():
+            raise ValueError("some of its vectors are not of length 1")

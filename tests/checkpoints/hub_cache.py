@@ -30,6 +30,7 @@ __all__ = [
     "padded_tokenizer_folder",
     "pickled_folder",
     "place_in_hub_cache",
+    "poisoned_folder",
     "poisoned_reranker_folder",
     "two_label_folder",
     "write_checkpoint",
@@ -197,6 +198,12 @@ def poisoned_reranker_folder(folder: Path) -> Path:
         modules=False,
         poisoned_token=f"▁{POISON}",
     )
+    return write_checkpoint(folder, checkpoint)
+
+
+def poisoned_folder(folder: Path) -> Path:
+    """An embedder whose vector is NaN for every text that holds the word `POISON`."""
+    checkpoint = Checkpoint(name="somebody/poisoned", family="bert", hidden=64, seed=27, poisoned_token=POISON)
     return write_checkpoint(folder, checkpoint)
 
 

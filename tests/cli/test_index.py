@@ -16,7 +16,7 @@ import pytest
 from bge_runtime import DEFAULT_OFFLINE_MODEL, ConfigurationError, Embedder
 from bge_runtime.search import search_folder
 from bge_runtime.search.engine import WINDOW
-from bge_runtime.search.index import default_cache_folder
+from bge_runtime.search.index import SearchIndex, default_cache_folder, index_path
 
 QUESTION = "Which organ moves blood?"
 
@@ -289,6 +289,20 @@ def test_two_processes_share_an_index(library, cache):
     assert [process.returncode for process in started] == [0, 0], answers
     assert all("The body > Heart" in shown for shown, _ in answers)
     assert count(cache, "vectors") == 204
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_the_owner_alone_may_enter_the_folder_of_the_indexes(tmp_path, there):
+    folder = index_path(tmp_path / "cache", tmp_path, "identity").parent
+    before = os.umask(0o022)
+    try:
+        if there:
+            folder.mkdir(parents=True)
+        SearchIndex(folder / "a.sqlite").__exit__()
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o755
 
 
 def test_the_cache_folder_is_found_in_the_environment(monkeypatch):

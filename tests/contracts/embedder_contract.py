@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import bge_runtime
+from tests.checkpoints.hub_cache import POISON, poisoned_folder
 from tests.contracts.adapters import EmbedderAdapter
 from tests.contracts.concurrency import in_threads, ticks_during
-from tests.contracts.samples import ENGLISH, NOT_TEXTS, TEXTS, TOLERANCE, array, assert_same
+from tests.contracts.samples import ENGLISH, NOT_LISTS, NOT_TEXTS, SHOWN, TEXTS, TITLE, TOLERANCE, array, assert_same
 
 
 class EmbedderContract:
@@ -125,10 +126,23 @@ class EmbedderContract:
         with pytest.raises(bge_runtime.InputError):
             embedder.embed_queries([value])
 
-    @pytest.mark.parametrize("texts", ["panda", b"panda", None, 7])
-    def test_documents_that_are_no_list_are_refused(self, embedder, texts):
-        with pytest.raises(bge_runtime.InputError):
+    @pytest.mark.parametrize("texts", NOT_LISTS)
+    async def test_documents_that_are_no_list_are_refused(self, embedder, texts):
+        with pytest.raises(bge_runtime.InputError, match=rf"^texts.* {SHOWN}"):
             embedder.embed_documents(texts)
+        with pytest.raises(bge_runtime.InputError, match=rf"^texts.* {SHOWN}"):
+            await embedder.aembed_documents(texts)
+
+    def test_a_member_of_an_enumeration_is_its_characters(self, embedder):
+        assert_same(embedder.embed_documents([TITLE]), embedder.embed_documents([str.__str__(TITLE)]))
+        assert_same(embedder.embed_queries([TITLE]), embedder.embed_queries([str.__str__(TITLE)]))
+
+    @pytest.mark.parametrize("name", ["query_instruction", "document_instruction"])
+    def test_an_instruction_that_is_a_member_of_an_enumeration_too(self, adapter, name):
+        ours, same = adapter.make(**{name: TITLE}), adapter.make(**{name: str.__str__(TITLE)})
+        assert_same(ours.embed_documents(["cat"]), same.embed_documents(["cat"]))
+        assert_same(ours.embed_queries(["cat"]), same.embed_queries(["cat"]))
+        assert ours.identity() == same.identity()
 
     async def test_async_calls_refuse_what_sync_calls_refuse(self, embedder):
         with pytest.raises(bge_runtime.InputError, match=r"\[1\]"):
@@ -163,6 +177,16 @@ class EmbedderContract:
         assert_same([vector], embedder.embed_documents([long[:6000]]))
         cut = [record for record in caplog.records if "1 of 2 texts" in record.getMessage()]
         assert len(cut) == 1
+
+    async def test_a_vector_that_is_not_finite_is_an_error_that_names_the_text(self, adapter, tmp_path):
+        embedder = adapter.make(model=str(poisoned_folder(tmp_path)))
+        for embed in (embedder.embed_documents, embedder.embed_queries):
+            with pytest.raises(bge_runtime.BackendError, match=rf"'the {POISON} today'"):
+                embed(["cat", f"the {POISON} today"])
+        for aembed in (embedder.aembed_documents, embedder.aembed_queries):
+            with pytest.raises(bge_runtime.BackendError, match=rf"'the {POISON} today'"):
+                await aembed(["cat", f"the {POISON} today"])
+        assert np.isfinite(array(embedder.embed_documents(["cat"]))).all()
 
     def test_truncation_error_refuses_a_long_text(self, adapter):
         with pytest.raises(bge_runtime.InputTooLongError, match="512"):

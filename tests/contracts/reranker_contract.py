@@ -20,7 +20,7 @@ import bge_runtime
 from tests.checkpoints.hub_cache import POISON, poisoned_reranker_folder
 from tests.contracts.adapters import RankedRow, RerankerAdapter
 from tests.contracts.concurrency import in_threads, ticks_during
-from tests.contracts.samples import NOT_TEXTS, TOLERANCE
+from tests.contracts.samples import NOT_LISTS, NOT_TEXTS, SHOWN, TITLE, TOLERANCE
 
 QUERY = "What is a panda?"
 DOCUMENTS = [
@@ -135,19 +135,17 @@ class RerankerContract:
         assert_same_ranking(reranker.rank(QUERY, DOCUMENTS, score_threshold=threshold, top_n=2), ranking[:2])
         assert reranker.rank(QUERY, DOCUMENTS, score_threshold=ranking[0][1] + 1) == []
 
-    def test_a_nan_score_comes_last_and_leaves_the_others_in_order(self, adapter, poisoned):
+    @pytest.mark.parametrize("options", [{}, {"score_threshold": -1e9}], ids=["all", "threshold"])
+    def test_a_score_that_is_not_finite_is_an_error_that_names_the_document(self, adapter, poisoned, options):
         reranker = adapter.make(model=poisoned, normalize=False)
         documents = [DOCUMENTS[1], f"the {POISON} today", *DOCUMENTS[4:], f"{POISON} in China"]
-        ranking = reranker.rank(QUERY, documents)
-        finite = [score for _, score in ranking[:-2]]
-        assert [index for index, _ in ranking[-2:]] == [1, len(documents) - 1]
-        assert all(math.isnan(score) for _, score in ranking[-2:])
-        assert finite == sorted(finite, reverse=True)
+        with pytest.raises(bge_runtime.BackendError, match=rf"documents\[1\] 'the {POISON} today'"):
+            reranker.rank(QUERY, documents, **options)
+        assert len(reranker.rank(QUERY, DOCUMENTS, top_n=2, **options)) == 2
 
-    def test_a_nan_score_passes_no_threshold(self, adapter, poisoned):
-        reranker = adapter.make(model=poisoned, normalize=False)
-        ranking = reranker.rank(QUERY, [f"{POISON} in China", "cat"], score_threshold=-1e9)
-        assert [index for index, _ in ranking] == [1]
+    async def test_async_calls_name_it_too(self, adapter, poisoned):
+        with pytest.raises(bge_runtime.BackendError, match=rf"documents\[1\] '{POISON}'"):
+            await adapter.make(model=poisoned, normalize=False).arank(QUERY, ["cat", POISON])
 
     # Bad input
 
@@ -161,10 +159,16 @@ class RerankerContract:
         with pytest.raises(bge_runtime.InputError, match="query"):
             reranker.rank(value, DOCUMENTS)
 
-    @pytest.mark.parametrize("documents", ["panda", b"panda", None, 7])
-    def test_documents_that_are_no_list_are_refused(self, reranker, documents):
-        with pytest.raises(bge_runtime.InputError):
+    @pytest.mark.parametrize("documents", NOT_LISTS)
+    async def test_documents_that_are_no_list_are_refused(self, reranker, documents):
+        with pytest.raises(bge_runtime.InputError, match=rf"^\w+.* {SHOWN}"):
             reranker.rank(QUERY, documents)
+        with pytest.raises(bge_runtime.InputError, match=rf"^\w+.* {SHOWN}"):
+            await reranker.arank(QUERY, documents)
+
+    def test_a_member_of_an_enumeration_is_its_characters(self, reranker):
+        text = str.__str__(TITLE)
+        assert_close(reranker.scores(TITLE, ["cat", TITLE]), reranker.scores(text, ["cat", text]))
 
     async def test_async_calls_refuse_what_sync_calls_refuse(self, reranker):
         with pytest.raises(bge_runtime.InputError, match=r"\[1\]"):

@@ -79,7 +79,7 @@ class Compressor(RerankMethod):
 
 def _documents(texts: Any) -> Any:
     """Wrap texts; `model_construct` lets through what `Document` itself would refuse."""
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+    if not isinstance(texts, list):
         return texts
     return [
         Document.model_construct(page_content=text, metadata={"index": index}, id=None, type="Document")

@@ -13,6 +13,7 @@ import pytest
 from langchain_core.documents import Document
 
 import bge_runtime
+from bge_runtime import BackendError
 from tests.checkpoints.hub_cache import POISON, poisoned_reranker_folder, two_label_folder
 from tests.contracts.concurrency import in_threads
 from tests.langchain.conftest import EMBEDDER, QUERY, RERANKER, Runs
@@ -96,15 +97,16 @@ def test_documents_come_back_as_copies(subjects: Subjects, documents: list[Docum
 
 
 @pytest.mark.defect(18)
-def test_a_nan_score_leaves_the_others_in_order(subjects: Subjects, tmp_path: Path) -> None:
+def test_a_nan_score_gives_no_wrong_order(subjects: Subjects, tmp_path: Path) -> None:
     texts = ["cat", "dog", f"the {POISON} today", "The giant panda", "Paris", f"{POISON} in China", "bamboo", "mat"]
     documents = [Document(id=text, page_content=text) for text in texts]
     folder = str(poisoned_reranker_folder(tmp_path))
     healthy = [document for document in documents if POISON not in document.page_content]
     rerank = subjects.compressor(folder, top_n=8)
-    order = ids(rerank.compress_documents(documents, QUERY))
-    assert order[:6] == ids(rerank.compress_documents(healthy, QUERY))
-    assert order[6:] == [f"the {POISON} today", f"{POISON} in China"]
+    order = ids(rerank.compress_documents(healthy, QUERY))
+    assert sorted(order) == sorted(ids(healthy))
+    with pytest.raises(BackendError, match=rf"documents\[2\] 'the {POISON} today'"):
+        rerank.compress_documents(documents, QUERY)
 
 
 @pytest.mark.defect(19)

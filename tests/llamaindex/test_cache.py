@@ -9,9 +9,10 @@ import pytest
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 import bge_runtime
-from bge_runtime import InputError
+from bge_runtime import BackendError, InputError
 from llamaindex_bge import BGEEmbedding
 from llamaindex_bge.caching import CachedVectors
+from tests.checkpoints.hub_cache import POISON, poisoned_folder
 
 TEXTS = ["panda", "the dog slept in the garden", "Paris is the capital of France"]
 
@@ -74,6 +75,35 @@ def test_one_identity_in_two_roles_has_two_entries(store: SimpleKVStore) -> None
 def test_entries_under_the_bare_text_are_ignored(store: SimpleKVStore) -> None:
     store.put("panda", {"x": [0.0]}, collection="embeddings")
     assert len(BGEEmbedding(embeddings_cache=store).get_text_embedding("panda")) == 384
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda vector: [float("nan")] * len(vector),
+        lambda vector: [*vector[1:], float("inf")],
+        lambda vector: vector[:9],
+        lambda vector: [[each] for each in vector],
+        lambda vector: "text",
+        lambda vector: None,
+    ],
+)
+async def test_an_entry_that_cannot_be_the_vector_is_computed_again(store: SimpleKVStore, damage: Any) -> None:
+    embedding = BGEEmbedding(embeddings_cache=store)
+    expected = embedding.get_text_embedding("panda")
+    ((key, entry),) = store.get_all(collection="embeddings").items()
+    for call in (embedding.get_text_embedding_batch, embedding.aget_text_embedding_batch):
+        store.put(key, {"embedding": damage(entry["embedding"])}, collection="embeddings")
+        found = call(["panda"])
+        assert_close(found if isinstance(found, list) else await found, [expected])
+        assert_close(store.get(key, collection="embeddings")["embedding"], expected)
+
+
+def test_a_vector_that_is_not_finite_is_not_kept(store: SimpleKVStore, tmp_path: Any) -> None:
+    embedding = BGEEmbedding(str(poisoned_folder(tmp_path)), embeddings_cache=store)
+    with pytest.raises(BackendError, match=POISON):
+        embedding.get_text_embedding_batch(["panda", POISON])
+    assert store.get_all(collection="embeddings") == {}
 
 
 def test_changing_a_result_leaves_the_cache_alone(store: SimpleKVStore) -> None:

@@ -63,7 +63,7 @@ class LlamaIndexReranker(RerankerAdapter):
 
 def _nodes(documents: Any) -> Any:
     """Wrap documents; `model_construct` lets through what `TextNode` itself would refuse."""
-    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
+    if not isinstance(documents, list):
         return documents
     nodes = [TextNode(text="") for _ in documents]
     return [

@@ -13,6 +13,7 @@ import pytest
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 
+from bge_runtime import BackendError
 from tests.checkpoints.hub_cache import POISON, Checkpoint, poisoned_reranker_folder, two_label_folder, write_checkpoint
 from tests.llamaindex.conftest import Callbacks, Recorder
 from tests.llamaindex.subjects import Subjects
@@ -77,21 +78,21 @@ def poisoned(tmp_path: Path) -> str:
 
 
 @pytest.mark.defect("4.3")
-def test_a_nan_score_comes_last_and_leaves_the_others_in_order(subjects: Subjects, poisoned: str) -> None:
+def test_a_nan_score_gives_no_wrong_order(subjects: Subjects, poisoned: str) -> None:
     texts = ["cat", f"the {POISON} today", "Paris is the capital of France", f"{POISON} in China", "dog"]
     for order in (texts, texts[::-1]):
         nodes = [NodeWithScore(node=TextNode(text=text), score=0.5) for text in order]
-        reranked = subjects.reranker(poisoned, top_n=5).postprocess_nodes(nodes, query_str=QUERY)
-        scores = [node.score for node in reranked]
-        assert np.isnan(scores).tolist() == [False, False, False, True, True]
-        assert scores[:3] == sorted(scores[:3], reverse=True)
+        with pytest.raises(BackendError, match=rf"documents\[1\] .*{POISON}"):
+            subjects.reranker(poisoned, top_n=5).postprocess_nodes(nodes, query_str=QUERY)
 
 
 @pytest.mark.defect("4.3")
 def test_a_nan_score_passes_no_threshold(subjects: Subjects, poisoned: str) -> None:
     nodes = [NodeWithScore(node=TextNode(text=text), score=0.5) for text in ("cat", f"the {POISON} today")]
-    reranker = subjects.reranker(poisoned, top_n=5, score_threshold=0.0)
-    assert [node.text for node in reranker.postprocess_nodes(nodes, query_str=QUERY)] == ["cat"]
+    reranker = subjects.reranker(poisoned, top_n=5, score_threshold=-1e9)
+    with pytest.raises(BackendError, match=rf"documents\[1\] .*{POISON}"):
+        reranker.postprocess_nodes(nodes, query_str=QUERY)
+    assert [node.text for node in reranker.postprocess_nodes(nodes[:1], query_str=QUERY)] == ["cat"]
 
 
 @pytest.mark.defect("4.3")

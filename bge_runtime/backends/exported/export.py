@@ -30,9 +30,7 @@ __all__ = ["Graph", "Runtime", "load_exported"]
 logger = logging.getLogger("bge_runtime")
 
 # Part of every key: raise it when the graphs or the files change.
-FORMAT = 1
-# The same of int8 exports alone: which maps of the model are in int8, and how.
-INT8_FORMAT = 2
+FORMAT = 2
 TOKENIZER = "tokenizer.json"
 
 
@@ -123,7 +121,7 @@ def _key(request: LoadRequest, runtime: Runtime) -> str:
         _stored_precision(request.precision),
         calibration_digest(request.calibration) if request.precision == "int8" else None,
         [request.model_kwargs, request.processor_kwargs, request.config_kwargs],
-        *([INT8_FORMAT, runtime.int8_levels] if request.precision == "int8" else []),
+        *([] if request.precision != "int8" or runtime.int8_levels == 127 else [runtime.int8_levels]),
         *([] if request.adapter is None else [adapter_digest(request.adapter)]),
     ]
     return hashlib.sha256(json.dumps(parts, default=repr, sort_keys=True).encode()).hexdigest()[:32]

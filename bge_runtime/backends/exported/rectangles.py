@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bge_runtime.backends.base import check_table
 from bge_runtime.errors import BackendError
 from bge_runtime.inputs.tokenizing import TokenSequence
 
@@ -35,18 +36,23 @@ class Places:
         width: Length of a token's vector.
         positions: Rows of the position table.
         pad_id: Padding token from which RoBERTa counts positions; `None` for BERT.
+        words: Rows of the word table; `None` if they are not known.
+        segments: Rows of the segment table; `None` if they are not known.
     """
 
     width: int
     positions: int
     pad_id: int | None
+    words: int | None = None
+    segments: int | None = None
 
     def of(self, batch: Sequence[TokenSequence]) -> NDArray[np.int32]:
         """Return each token's row in the table of positions and segments.
 
         Raises:
-            BackendError: A text is longer than the table.
+            BackendError: A text is longer than the table, or of a segment that it does not have.
         """
+        check_table("segment", max((max(type_ids, default=0) for _, type_ids in batch), default=0), self.segments)
         found = []
         for ids, type_ids in batch:
             if self.pad_id is None:
@@ -127,6 +133,7 @@ def pack(batch: Sequence[TokenSequence], places: Places, pooling: str) -> Rectan
     tokens = int(lengths.sum())
     idle = _rounded(tokens) - tokens
     ids = np.fromiter((token for sequence in batch for token in sequence.ids), np.int32, tokens)
+    check_table("token", int(ids.max(initial=0)), places.words)
     column = np.arange(lengths.max())
     outside = column >= lengths[:, None]
     # Padding repeats a token of the same text, so that not even a NaN gets from one text to another.

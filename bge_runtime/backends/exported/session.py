@@ -43,6 +43,8 @@ class Facts:
         own_pooling: The model's own pooling: `cls`, `mean`, `last`, or `None`.
         width: Length of a token's vector.
         positions: Rows of the position table.
+        words: Rows of the word table.
+        segments: Rows of the segment table.
         pad_id: Padding token from which RoBERTa counts positions; `None` for BERT.
         parameters: Number of weights.
         bytes: Size of the weights in memory.
@@ -52,6 +54,8 @@ class Facts:
     own_pooling: str | None
     width: int
     positions: int
+    words: int
+    segments: int
     pad_id: int | None
     parameters: int
     bytes: int
@@ -73,7 +77,7 @@ class ExportedBackend:
         self.bytes = facts.bytes
         self._session = session
         self._facts = facts
-        self._places = Places(facts.width, facts.positions, facts.pad_id)
+        self._places = Places(facts.width, facts.positions, facts.pad_id, facts.words, facts.segments)
         self._process = os.getpid()
 
     def forward(self, batch: Sequence[TokenSequence], output: Output) -> Sequence[NDArray[np.float32]]:

@@ -160,16 +160,15 @@ def read(encoder: Encoder) -> EncoderWeights:
     )
 
 
-def linear_modules(model: Any) -> dict[tuple[int, str], tuple[Any, ...]]:
-    """Return the torch modules of each linear map, by number of the layer and name of the map; all read one input."""
-    found: dict[tuple[int, str], tuple[Any, ...]] = {}
+def linear_modules(model: Any) -> dict[tuple[int, str], Any]:
+    """Return a torch module with the same input for each linear map, by number of the layer and name of the map."""
+    found = {}
     encoder = getattr(model, "bert", None) or getattr(model, "roberta", None) or model
     for number, module in enumerate(encoder.encoder.layer):
-        attention = module.attention.self
-        found[number, "qkv"] = (attention.query, attention.key, attention.value)
-        found[number, "attended"] = (module.attention.output.dense,)
-        found[number, "up"] = (module.intermediate.dense,)
-        found[number, "down"] = (module.output.dense,)
+        found[number, "qkv"] = module.attention.self.query
+        found[number, "attended"] = module.attention.output.dense
+        found[number, "up"] = module.intermediate.dense
+        found[number, "down"] = module.output.dense
     return found
 
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from bge_runtime.backends import encoder_files
-from bge_runtime.backends.base import Backend, LoadRequest, Output, without_layers
+from bge_runtime.backends.base import Backend, LoadRequest, Output, check_table, without_layers
 from bge_runtime.backends.encoder_files import Encoder
 from bge_runtime.backends.packed.attention import Layout, choose_attention, on_device
 from bge_runtime.backends.packed.int8 import QuantizedLinear, check_int8
@@ -124,6 +124,7 @@ class _Embeddings:
 
     def __call__(self, batch: Sequence[TokenSequence], layout: Layout) -> torch.Tensor:
         ids = np.concatenate([sequence.ids for sequence in batch], dtype=np.int64)
+        check_table("token", int(ids.max(initial=0)), len(self._words))
         starts = np.repeat(layout.ends - layout.lengths, layout.lengths)
         positions = np.arange(len(ids)) - starts
         if self._pad_id is not None:
@@ -132,6 +133,7 @@ class _Embeddings:
         if any(sequence.type_ids[-1] for sequence in batch):
             kinds = b"".join(bytes(sequence.type_ids) for sequence in batch)
             columns.append(np.frombuffer(kinds, np.uint8).astype(np.int64))
+            check_table("segment", int(columns[-1].max()), len(self._types))
         indices = on_device(np.stack([_filled(column, layout.rows) for column in columns]), self._words.device)
         states = functional.embedding(indices[0], self._words).to(self._states)
         states += functional.embedding(indices[1], self._positions)

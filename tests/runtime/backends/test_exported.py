@@ -268,6 +268,27 @@ def test_not_a_number_stays_in_its_own_text(name, tmp_path):
     assert [bool(np.isnan(row).any()) for row in rows] == [True, False, False]
 
 
+@pytest.mark.parametrize("task", ["embed", "score"])
+@pytest.mark.parametrize("family", ["bert", "xlmr"])
+def test_what_is_beyond_a_table_is_an_error(name, loaded, family, task):
+    backend = loaded(family if task == "embed" else f"{family}-score", name)
+    facts = backend._facts
+    output = "cls" if task == "embed" else "score"
+    whole = TokenSequence([5, 6, 7], [0, 0, 0])
+    expected = backend.forward([whole], output)[0]
+    for ids, kinds, said in (
+        ([5, facts.words, 7], [0, 0, 0], f"token id {facts.words}"),
+        ([facts.words + 10_000], [0], "token id"),
+        ([5, 6, 7], [0, 0, facts.segments], f"segment id {facts.segments}"),
+        ([5] * (facts.positions + 1), [0] * (facts.positions + 1), "positions"),
+    ):
+        with pytest.raises(BackendError, match=said):
+            backend.forward([whole, TokenSequence(ids, kinds)], output)
+    last = TokenSequence([5, facts.words - 1], [0, facts.segments - 1])
+    assert np.isfinite(backend.forward([last], output)[0]).all()
+    np.testing.assert_allclose(backend.forward([whole], output)[0], expected, atol=TOLERANCE)
+
+
 def test_texts_of_very_different_lengths_run_apart():
     lengths = [500, 10, 10, 490, 12]
     found = groups(lengths, 384)

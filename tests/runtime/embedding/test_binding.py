@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -153,3 +154,64 @@ def test_a_place_that_cannot_be_written_is_an_error_of_ours(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="cannot be written or read"):
         bind_index(tmp_path / "file" / "index", Embedder(SMALL))
+
+
+@pytest.mark.parametrize("name", ["index", "index.db"])
+def test_an_index_without_content_is_said_to_be_only_reserved(tmp_path, name):
+    path = tmp_path / name
+    bind_index(path, Embedder(SMALL))
+    with pytest.raises(IndexIdentityError, match=r"is reserved for .*Nothing is stored there yet"):
+        bind_index(path, Embedder(OTHER))
+    if path.is_dir():
+        (path / "vectors.bin").write_bytes(b"x")
+    else:
+        path.write_bytes(b"x")
+    with pytest.raises(IndexIdentityError, match="was filled by") as caught:
+        bind_index(path, Embedder(OTHER))
+    assert "Nothing is stored" not in str(caught.value)
+
+
+def test_every_flipped_bit_that_matters_is_noticed(tmp_path):
+    bind_index(tmp_path, Embedder(SMALL))
+    file = tmp_path / "bge-index.json"
+    whole = file.read_bytes()
+    # What names the model is for messages; the rest decides.
+    for place in range(whole.index(b'"model"')):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 7
+        file.write_bytes(damaged)
+        if json_of(damaged) == json_of(whole):  # a line end more or less
+            continue
+        with pytest.raises(IndexIdentityError):
+            bind_index(tmp_path, Embedder(SMALL))
+
+
+def json_of(content):
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"format": 1, "identity": "abc"}', " " * 2**21, "\xff"])
+def test_what_cannot_be_a_record_is_damage(tmp_path, content):
+    (tmp_path / "bge-index.json").write_text(content, encoding="latin-1")
+    with pytest.raises(IndexIdentityError, match="damaged"):
+        bind_index(tmp_path, Embedder(SMALL))
+
+
+def test_a_pipe_is_no_record(tmp_path):
+    os.mkfifo(tmp_path / "bge-index.json")
+    with pytest.raises(IndexIdentityError, match="damaged"):
+        bind_index(tmp_path, Embedder(SMALL))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+@pytest.mark.parametrize("on_mismatch", ["raise", "replace"])
+def test_the_record_may_be_read_by_whom_the_umask_says(tmp_path, umask, mode, on_mismatch):
+    before = os.umask(umask)
+    try:
+        bind_index(tmp_path / "index", Embedder(SMALL), on_mismatch=on_mismatch)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "index" / "bge-index.json").stat().st_mode & 0o777 == mode

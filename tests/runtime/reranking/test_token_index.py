@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
+import os
 import pickle
 import threading
 
@@ -299,3 +301,111 @@ def test_progress_is_shown_when_asked_for(capsys):
     index = TokenIndex(Reranker(MODEL, truncation="silent"))
     index.add(TEXTS, show_progress=True)
     assert "5/5" in capsys.readouterr().err
+
+
+def written_by_older_versions(file):
+    """Write an index file again, as it was before files had a digest."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with safe_open(file, framework="np") as stored:
+        facts = stored.metadata()
+        arrays = {name: stored.get_tensor(name) for name in stored.keys() if name != token_blocks.DIGEST}
+    save_file(arrays, file, facts)
+    return arrays, facts
+
+
+@pytest.fixture
+def saved(tmp_path):
+    index = filled(storage="float16")
+    index.save(tmp_path)
+    (file,) = tmp_path.iterdir()
+    return file
+
+
+def test_a_file_without_a_digest_is_read_while_it_is_sound(saved):
+    expected = TokenIndex.load(saved.parent, Reranker(MODEL, truncation="silent")).search(QUERY, None)
+    written_by_older_versions(saved)
+    assert TokenIndex.load(saved.parent, Reranker(MODEL, truncation="silent")).search(QUERY, None) == expected
+
+
+def test_every_flipped_bit_is_noticed(saved):
+    whole = saved.read_bytes()
+    places = np.random.default_rng(0).integers(8, len(whole), 150)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    spots = [*places, *range(8, header, max(header // 150, 1)), *range(header, header + 40), *range(-40, 0)]
+    accepted = []
+    for number, place in enumerate(spots):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << number % 8
+        saved.write_bytes(damaged)
+        try:
+            TokenIndex.load(saved.parent, MODEL)
+        except bge_runtime.IndexIdentityError:
+            continue
+        accepted.append(place)
+    assert accepted == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda arrays, facts: arrays["0.vectors"].__setitem__((3, 5), np.nan),
+        lambda arrays, facts: arrays["0.vectors"].__setitem__((3, 5), np.inf),
+        lambda arrays, facts: arrays["0.vectors"].__setitem__((3, 5), 1919),
+        lambda arrays, facts: arrays["0.vectors"].__setitem__((3, slice(None)), 0.01),
+        lambda arrays, facts: arrays.update({"0.vectors": arrays["0.vectors"].astype(np.float32)}),
+        lambda arrays, facts: arrays.update({"0.vectors": arrays["0.vectors"].astype(np.float64)}),
+        lambda arrays, facts: arrays.update({"0.vectors": arrays["0.vectors"].view(np.int16)}),
+        lambda arrays, facts: arrays.update({"0.vectors": arrays["0.vectors"].reshape(-1)}),
+        lambda arrays, facts: arrays.update({"0.vectors": arrays["0.vectors"].reshape(-1, 192)}),
+        lambda arrays, facts: arrays.update({"0.sizes": arrays["0.sizes"].astype(np.float32)}),
+        lambda arrays, facts: arrays.update({"0.lengths": arrays["0.lengths"].astype(np.int32)}),
+        lambda arrays, facts: arrays["0.lengths"].__setitem__(0, -1),
+        lambda arrays, facts: arrays["0.sizes"].__setitem__(0, 2**62),
+        lambda arrays, facts: arrays.pop("0.sizes"),
+        lambda arrays, facts: arrays.update({"1.vectors": arrays["0.vectors"]}),
+        lambda arrays, facts: facts.update(ids=json.dumps([["a"] * len(IDS)])),
+        lambda arrays, facts: facts.update(ids=json.dumps([list(range(len(IDS)))])),
+        lambda arrays, facts: facts.update(ids=json.dumps([IDS[1:]])),
+        lambda arrays, facts: facts.update(ids=json.dumps({"0": IDS})),
+        lambda arrays, facts: facts.update(ids="[" * 100_000),
+        lambda arrays, facts: facts.update(ids="null"),
+        lambda arrays, facts: facts.update(storage="float32"),
+        lambda arrays, facts: facts.update(storage="int8"),
+        lambda arrays, facts: facts.pop("storage"),
+        lambda arrays, facts: facts.pop("format"),
+    ],
+)
+@pytest.mark.parametrize("age", ["new", "older"])
+def test_what_no_index_has_written_is_refused(saved, damage, age):
+    from safetensors.numpy import save_file
+
+    whole = saved.read_bytes()
+    arrays, facts = written_by_older_versions(saved)
+    damage(arrays, facts)
+    if age == "new":
+        saved.write_bytes(whole)
+        digest = np.frombuffer(bytes(16), np.uint8)
+        arrays[token_blocks.DIGEST] = digest
+    save_file(arrays, saved, facts)
+    with pytest.raises(bge_runtime.IndexIdentityError, match="damaged"):
+        TokenIndex.load(saved.parent, MODEL)
+
+
+def test_a_pipe_in_its_place_is_no_index(tmp_path):
+    os.mkfifo(tmp_path / "bge-token-index.safetensors")
+    with pytest.raises(bge_runtime.ConfigurationError, match="There is no index"):
+        TokenIndex.load(tmp_path, MODEL)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_saved_index_may_be_read_by_whom_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        for _ in range(2):
+            TokenIndex(MODEL).save(tmp_path / "index")
+    finally:
+        os.umask(before)
+    (file,) = (tmp_path / "index").iterdir()
+    assert file.stat().st_mode & 0o777 == mode

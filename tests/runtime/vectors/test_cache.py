@@ -9,6 +9,7 @@ import pickle
 import re
 import sqlite3
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -238,3 +239,76 @@ def test_one_progress_bar_covers_what_is_found_and_what_is_computed(hub_cache, c
     shown = capsys.readouterr().err
     assert "50/50" in shown
     assert set(re.findall(r"/(\d+) \[", shown)) == {"50"}
+
+
+def crc_of_older_versions(path) -> None:
+    """Rewrite a file's checksums as they were when they did not say the number format."""
+    with sqlite3.connect(path) as database:
+        rows = [(zlib.crc32(vector), key) for key, vector in database.execute("SELECT key, vector FROM vectors")]
+        database.executemany("UPDATE vectors SET checksum = ? WHERE key = ?", rows)
+    database.close()
+
+
+@pytest.mark.parametrize("age", ["new", "older"])
+@pytest.mark.parametrize(("first", "then"), [("float16", "float32"), ("float32", "float16")])
+def test_entries_of_another_number_format_give_the_right_vectors(tmp_path, hub_cache, first, then, age):
+    path = tmp_path / "v.sqlite"
+    exact = Embedder().encode_documents(TEXTS)
+    Embedder(vector_cache=VectorCache(path, storage=first)).encode_documents(TEXTS[:20])
+    if age == "older":
+        crc_of_older_versions(path)
+    for texts in (TEXTS[:20], TEXTS):
+        again = Embedder(vector_cache=VectorCache(path, storage=then)).encode_documents(texts)
+        np.testing.assert_allclose(again, exact[: len(texts)], atol=1e-6 if then == "float32" else 1e-3)
+    before = computed()
+    Embedder(vector_cache=VectorCache(path, storage=then)).encode_documents(TEXTS)
+    assert computed() == before
+
+
+def test_a_float16_cache_takes_float32_entries_as_they_are(tmp_path):
+    path = tmp_path / "v.sqlite"
+    VectorCache(path).put("a", TEXTS, ROWS)
+    np.testing.assert_array_equal(np.stack(VectorCache(path, storage="float16").get("a", TEXTS)), ROWS)
+
+
+def test_a_file_of_an_older_version_keeps_its_entries(tmp_path):
+    path = tmp_path / "v.sqlite"
+    VectorCache(path).put("a", TEXTS, ROWS)
+    crc_of_older_versions(path)
+    np.testing.assert_array_equal(np.stack(VectorCache(path).get("a", TEXTS)), ROWS)
+
+
+def test_a_vector_of_another_length_is_computed_again(hub_cache, cache):
+    embedder = Embedder(vector_cache=cache)
+    exact = embedder.encode_documents(TEXTS[:2])
+    cache.clear()
+    cache.put(f"document:{embedder.document_identity}", TEXTS[:2], [exact[0, :10], np.tile(exact[1], 2)])
+    for _ in range(2):
+        np.testing.assert_allclose(embedder.encode_documents(TEXTS[:3])[:2], exact, atol=1e-5)
+    assert (cache.stats.entries, cache.stats.hits) == (3, 3)
+    assert cache.stats.bytes == 3 * (exact.shape[1] * 4 + 96)
+
+
+def test_what_is_not_finite_is_neither_kept_nor_given_back(cache):
+    rows = ROWS[:3].copy()
+    rows[0, 0], rows[2, 7] = np.nan, np.inf
+    cache.put("a", TEXTS[:3], rows)
+    assert [row is not None for row in cache.get("a", TEXTS[:3])] == [False, True, False]
+
+
+def test_what_float16_cannot_hold_is_not_kept(tmp_path):
+    for path in (None, tmp_path / "v.sqlite"):
+        half = VectorCache(path, storage="float16")
+        half.put("a", TEXTS[:2], [ROWS[0] * 1e6, ROWS[1]])
+        assert [row is not None for row in half.get("a", TEXTS[:2])] == [False, True]
+
+
+def test_an_entry_of_nan_in_a_file_is_computed_again(tmp_path, hub_cache):
+    path = tmp_path / "v.sqlite"
+    exact = Embedder(vector_cache=path).encode_documents(TEXTS[:2])
+    blob = np.full(exact.shape[1], np.nan, "<f4").tobytes()
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE vectors SET vector = ?, checksum = ?", (blob, zlib.crc32(blob)))
+    database.close()
+    np.testing.assert_allclose(Embedder(vector_cache=path).encode_documents(TEXTS[:2]), exact, atol=1e-6)
+    assert VectorCache(path).stats.entries == 2

@@ -194,6 +194,8 @@ def test_rescoring_is_what_makes_bits_good_enough(scifact):
 
 # Refusals
 
+NAN_IN_ROW_1 = np.eye(3, 16) / [[1], [np.nan], [1]]
+
 
 @pytest.mark.parametrize(
     ("embeddings", "options", "error", "message"),
@@ -203,6 +205,7 @@ def test_rescoring_is_what_makes_bits_good_enough(scifact):
         (np.eye(4, dtype=np.int8), {}, bge_runtime.InputError, "array of int8"),
         (np.ones((2, 2, 2)), {}, bge_runtime.InputError, r"shape \(2, 2, 2\)"),
         (np.array([[0.1, np.nan]]), {"precision": "binary"}, bge_runtime.InputError, "NaN"),
+        (np.array([[0.1, 1e39], [0.1, 0.2]]), {}, bge_runtime.InputError, "beyond float32"),
         (np.ones((1, 4)), {}, bge_runtime.InputError, r"\(1, 4\).*at least two"),
         (np.ones(4), {}, bge_runtime.InputError, "at least two"),
         (np.eye(4), {"ranges": np.ones((2, 3))}, bge_runtime.ConfigurationError, r"\(2, 3\).*\(2, 4\)"),
@@ -224,6 +227,7 @@ def test_what_cannot_be_quantised_is_refused(embeddings, options, error, message
         (np.zeros((3, 2), np.uint8), {"top_k": 0}, bge_runtime.ConfigurationError, "top_k"),
         (np.zeros((3, 2), np.uint8), {"rescore_multiplier": 0}, bge_runtime.ConfigurationError, "rescore_multiplier"),
         (np.zeros((3, 2), np.uint8), {"vectors": np.zeros((3, 8))}, bge_runtime.InputError, r"\(3, 16\)"),
+        (np.zeros((3, 2), np.uint8), {"vectors": NAN_IN_ROW_1}, bge_runtime.InputError, "row 1"),
     ],
 )
 def test_a_search_that_does_not_fit_is_refused(corpus, options, error, message):

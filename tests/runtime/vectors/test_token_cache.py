@@ -69,3 +69,41 @@ def test_half_the_size_states_its_error(tmp_path):
     for _ in range(2):
         scores = Reranker(MODEL, truncation="silent", vector_cache=half).score(QUERY, DOCUMENTS)
         np.testing.assert_allclose(scores, exact, atol=1e-3)
+
+
+@pytest.mark.parametrize("storage", ["float16", "float32"])
+@pytest.mark.parametrize("options", [{"model": MODEL}, {"model": MODEL, "token_pooling": 2}])
+def test_entries_of_another_number_format_give_the_right_scores(tmp_path, options, storage):
+    other = {"float16": "float32", "float32": "float16"}[storage]
+    path = tmp_path / "v.sqlite"
+    exact = Reranker(truncation="silent", **options).score(QUERY, DOCUMENTS)
+    for kind in (other, storage, other):
+        cached = Reranker(truncation="silent", vector_cache=VectorCache(path, storage=kind), **options)
+        np.testing.assert_allclose(cached.score(QUERY, DOCUMENTS), exact, atol=1e-3)
+
+
+def test_token_ids_are_not_read_from_rounded_entries(tmp_path):
+    hybrid = {"model": "BAAI/bge-m3", "mode": "hybrid", "truncation": "silent"}
+    path = tmp_path / "v.sqlite"
+    exact = Reranker(**hybrid).score(QUERY, DOCUMENTS)
+    reranker = Reranker(**hybrid, vector_cache=VectorCache(path))
+    reranker.score(QUERY, DOCUMENTS)
+    identity = reranker.scorer.comparison.identity("document")
+    kept = VectorCache(path).get(identity, DOCUMENTS)
+    VectorCache(path).clear()
+    VectorCache(path, storage="float16").put(identity, DOCUMENTS, kept)
+    np.testing.assert_allclose(
+        Reranker(**hybrid, vector_cache=VectorCache(path)).score(QUERY, DOCUMENTS), exact, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("mode", ["multi_vector", "hybrid"])
+@pytest.mark.parametrize("wrong", [[], [3.0], [2.5, 1, 1, 1, 1], [0, 2, 1], [-2, 1, 1], [7, 3, 1, 1]], ids=str)
+def test_numbers_that_are_no_value_are_computed_again(mode, wrong):
+    cache = VectorCache()
+    reranker = Reranker("BAAI/bge-m3", mode=mode, vector_cache=cache)
+    exact = reranker.score(QUERY, ["cat"])
+    identity = reranker.scorer.comparison.identity("document")
+    cache.put(identity, ["cat"], [np.array(wrong, np.float32)])
+    np.testing.assert_allclose(reranker.score(QUERY, ["cat"]), exact, atol=1e-5)
+    assert cache.get(identity, ["cat"])[0].size > len(wrong)

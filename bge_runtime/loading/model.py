@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Self
 
 from bge_runtime.backends.execution import Execution, check_backend_runs, choose_execution
 from bge_runtime.errors import ConfigurationError, UnknownArgumentError
 from bge_runtime.loading.runner import Runner
 from bge_runtime.loading.source import ModelSource
+from bge_runtime.locks import cached_property
 from bge_runtime.models.spec import ModelSpec
 
 __all__ = ["Model"]

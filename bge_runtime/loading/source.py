@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib.util import find_spec as find_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from bge_runtime.backends.execution import Execution, choose_execution
 from bge_runtime.backends.registry import find_backend
 from bge_runtime.errors import ConfigurationError, ModelNotFoundError, UnsupportedModelError
 from bge_runtime.loading.options import LoadingOptions
+from bge_runtime.locks import cached_property
 from bge_runtime.models import hub
 from bge_runtime.models import lora as adapters
 from bge_runtime.models.describe import describe_folder

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from importlib.util import find_spec as find_module
 from pathlib import Path
-from typing import Any, Literal
-
-from tqdm.auto import tqdm
+from typing import Any, ClassVar, Literal, Self
 
 from bge_runtime.errors import ConfigurationError, HubUnreachableError, ModelNotFoundError, UnsafeWeightsError
 from bge_runtime.models.registry import find_spec, nearest_names
@@ -42,11 +42,30 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_PICKLE = (
 )
 
 
-class _SilentTqdm(tqdm):  # type: ignore[type-arg]
-    """A progress bar that shows nothing."""
+class _NoBar:
+    """What the hub's client asks of a progress bar, without one: a disabled bar takes a lock of the whole process."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "disable": True})
+    n = total = 0
+    format_dict: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, iterable: Iterable[Any] = (), **_: Any) -> None:
+        self._iterable = iterable
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._iterable)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def update(self, *_: object, **__: object) -> None:
+        pass
+
+    close = refresh = set_description = set_description_str = set_postfix_str = update
+    get_lock = nullcontext
+    set_lock = update
 
 
 def locate(model: str, *, revision: str | None = None, cache_folder: str | None = None) -> Path | None:
@@ -264,7 +283,7 @@ def _from_huggingface(
             cache_dir=_cache_dir(cache_folder),
             force_download=force,
             ignore_patterns=[*UNUSED, *((*PICKLES, ADAPTER_PICKLE) if safe else ())],
-            tqdm_class=None if progress else _SilentTqdm,
+            tqdm_class=None if progress else _NoBar,  # type: ignore[arg-type]
         )
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise ModelNotFoundError(

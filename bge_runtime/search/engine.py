@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -196,13 +197,16 @@ class _Collection:
     def _embed(self, index: SearchIndex, missing: dict[str, str]) -> None:
         # Texts of like length go together.
         keys = sorted(missing, key=lambda key: len(missing[key]), reverse=True)
-        with tqdm(total=len(keys), desc="embedding", unit="text", disable=not self.show_progress) as progress:
+        # No bar that is merely disabled: making one takes a lock of the whole process.
+        bar = tqdm(total=len(keys), desc="embedding", unit="text") if self.show_progress else nullcontext()
+        with bar as progress:
             for start in range(0, len(keys), WINDOW):
                 window = keys[start : start + WINDOW]
                 texts = [missing[key] for key in window]
                 index.store(window, self.splitter.embedder.encode_documents(texts, show_progress=False))
                 self.embedded += len(window)
-                progress.update(len(window))
+                if progress is not None:
+                    progress.update(len(window))
 
 
 def _forget(path: Path) -> None:

@@ -100,11 +100,11 @@ class _Threads:
     def _start(self) -> None:
         name = f"{self._name}_{len(self._threads)}"
         thread = threading.Thread(target=_work_off, args=(self._work,), name=name, daemon=True)
-        self._threads.append(thread)
         try:
+            self._threads.append(thread)
             thread.start()
-        except BaseException:  # by a signal's exception too, though it may run by then: one more does no harm
-            self._threads.remove(thread)
+        except BaseException:  # a signal's exception too, by which it may run: one more does no harm
+            self._threads = [each for each in self._threads if each is not thread]
             raise
 
 

@@ -135,8 +135,8 @@ class Shared:
             name = f"bge-{self.name}" + (f"-{number}" if len(self.replicas) > 1 else "")
             # First the books: a signal's exception may come out of `start`, whether the thread runs by then or not.
             # Should it come up after all, it finds that it is not expected, and ends.
-            replica.worker = WorkerThread(self, replica, name)
             try:
+                replica.worker = WorkerThread(self, replica, name)
                 replica.worker.start()
             except BaseException:
                 replica.worker = None

@@ -213,8 +213,8 @@ class ModelStore:
             return found, []
         if nested:
             raise BackendError(
-                f"Model {source.name!r} was asked for by code that runs while another model is loaded, and one "
-                "is loaded at a time: the call would wait for itself. Load it before (`warm_up`), or with the first batch."
+                f"Model {source.name!r} was asked for by code that runs while another model is loaded, and "
+                "one is loaded at a time: the call would wait for itself. Load it before (`warm_up`), or later."
             )
         with self._loading:
             if self._ending:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from bge_runtime.backends.base import Backend, Output
 from bge_runtime.backends.head_outputs import TextOutputs, pack_outputs
 from bge_runtime.errors import BackendError, ModelNotFoundError
 from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
+from bge_runtime.locks import cached_property
 from bge_runtime.models import hub
 
 if TYPE_CHECKING:

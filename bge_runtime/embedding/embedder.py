@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from itertools import islice
 from typing import Any, Literal, Self, Unpack
 
@@ -25,6 +24,7 @@ from bge_runtime.loading.options import LoadingOptions, with_loading_options, wi
 from bge_runtime.loading.runner import Runner, Truncation
 from bge_runtime.loading.source import ModelSource
 from bge_runtime.loading.store import arun
+from bge_runtime.locks import cached_property
 from bge_runtime.models.spec import DEFAULT_EMBEDDER, ModelSpec
 from bge_runtime.vectors.cache import VectorCache, check_cache
 from bge_runtime.vectors.finite import check_finite, named

@@ -5,8 +5,6 @@ No other model's path comes through here.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from bge_runtime.errors import ConfigurationError, ModelNotFoundError, public
 from bge_runtime.inputs.checks import check_texts
 from bge_runtime.loading.loaded import LoadedModel
 from bge_runtime.loading.runner import Runner, distinct
+from bge_runtime.locks import ForkLock
 from bge_runtime.models.hub import HEADS, head_files
 from bge_runtime.models.spec import ModelSpec
 from bge_runtime.vectors.finite import check_finite, named
@@ -66,7 +65,7 @@ class Expected:
 
     def __init__(self) -> None:
         """Start empty."""
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         # Weak, both: neither a dropped view nor unloaded weights are kept alive by what they asked for.
         self._views = WeakKeyDictionary[object, Hashable]()
         self._found = WeakKeyDictionary[LoadedModel, OrderedDict[tuple[Kind, int, Hashable], Any]]()
@@ -96,14 +95,8 @@ class Expected:
             found = self._found.get(loaded)
             return [found.pop((kind, max_length, text), None) if found else None for text in texts]
 
-    def after_fork(self) -> None:
-        """Give the child a lock of its own: another thread may have held this one."""
-        self._lock = threading.Lock()
-
 
 EXPECTED = Expected()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=EXPECTED.after_fork)
 
 
 def model_key(runner: Runner) -> Hashable:

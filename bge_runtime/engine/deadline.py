@@ -9,6 +9,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from bge_runtime.locks import Promise
+
 __all__ = ["Deadline"]
 
 
@@ -22,8 +24,8 @@ class Deadline:
         self._timer = threading.Timer(seconds, self._pass)
         # A call that is given up must not keep the process from ending.
         self._timer.daemon = True
-        self._timer.start()
         self.passed = False
+        self._timer.start()
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -37,7 +39,7 @@ class Deadline:
 
     def limit(self, future: Future[Any]) -> Future[Any]:
         """Return a future with the result of `future`, or `None` when the time has come before."""
-        limited: Future[Any] = Future()
+        limited: Promise[Any] = Promise()
         future.add_done_callback(partial(_hand_on, limited))
         with self._lock:
             self._futures.append(future)

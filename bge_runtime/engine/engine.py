@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from bge_runtime.engine.counters import Counters
+from bge_runtime.engine.flow import end_with_process
 from bge_runtime.engine.hooks import Hooks
 from bge_runtime.engine.job import Job
-from bge_runtime.engine.worker import Replica, Shared
+from bge_runtime.engine.worker import Replica, Shared, WorkerThread
 from bge_runtime.errors import EngineStoppedError
 
 __all__ = ["Engine"]
@@ -36,7 +37,6 @@ class Engine:
         self.replicas = list(replicas)
         self._shared = Shared(name, self.replicas, counters or Counters(), hooks or Hooks())
         self._queue = self._shared.queue
-        self._ending = False
 
     @property
     def closed(self) -> bool:
@@ -56,16 +56,19 @@ class Engine:
     @keep_alive_s.setter
     def keep_alive_s(self, seconds: float | None) -> None:
         with self._shared.changed:
-            self._shared.keep_alive_s = seconds
             if seconds is not None:  # somebody must watch the clock, even if no job ever comes
                 self._shared.start_workers(loaded_only=True)
             self._shared.changed.notify_all()
+            self._shared.keep_alive_s = seconds
 
     def room(self, *, bulk: bool) -> Future[None] | None:
         """Return `None` if the queue has room for more work, else a future to wait for before asking again.
 
         Back-pressure is the caller's to obey: wait here, without holding a thread, before preparing more.
         """
+        # A worker must not wait for room that it makes itself; whether it may wait at all, `submit` looks at.
+        if isinstance(threading.current_thread(), WorkerThread):
+            return None
         with self._shared.changed:
             return None if self._shared.closed else self._queue.room(bulk)
 
@@ -74,40 +77,58 @@ class Engine:
 
         Raises:
             EngineStoppedError: The engine is closed.
+            BackendError: It is called on the thread that would have to compute it, by a hook.
         """
         # No worker would ever deliver a result for it.
         if not job.sequences:
             job.future.set_result([])
             return job
         shared = self._shared
-        with shared.changed:
-            if self._ending:
-                return job
-            if shared.closed:
-                raise EngineStoppedError(f"Model {self.name!r} was unloaded while the call was on its way. Call again.")
-            shared.start_workers()
-            self._queue.add(job)
-            shared.idle_since = time.monotonic()
-            shared.changed.notify_all()
-        return job
+        thread = threading.current_thread()
+        if isinstance(thread, WorkerThread):
+            thread.ask(shared, job.future)
+        try:
+            with shared.changed:
+                if not shared.closed:
+                    shared.start_workers()
+                    shared.idle_since = time.monotonic()
+                    # Those who wait come when the lock is free. An interrupt before that must leave no job unnoticed.
+                    shared.changed.notify_all()
+                    self._queue.add(job)
+                    return job
+        except BaseException:
+            job.future.cancel()
+            raise
+        if shared.ending:
+            end_with_process()
+        raise EngineStoppedError(f"Model {self.name!r} was unloaded while the call was on its way. Call again.")
 
     def stop(self) -> None:
-        """End the workers because the process ends; calls that are pending or come now are never answered.
+        """End the workers because the process ends; calls that are pending are never answered, nor those that come.
 
         Only daemon threads can still make them, and an error there would be printed.
         """
-        self._ending = True
+        self._shared.ending = True
+        self.retire()
         self._join_workers()
 
+    def retire(self) -> None:
+        """Take no more jobs. The workers finish their batches, fail what is pending, free the weights, and end."""
+        with self._shared.changed:
+            self._shared.changed.notify_all()  # before the books, as in `submit`
+            self._shared.closed = True
+
     def close(self) -> None:
-        """End the workers, fail what is pending, and free the weights."""
+        """End the workers, fail what is pending, and free the weights; again after an interrupt, what is left of it."""
+        self.retire()
         self._join_workers()
         shared = self._shared
         with shared.changed:
-            jobs = self._queue.clear()
-            sizes = [replica.free() for replica in self.replicas]
+            jobs = [] if shared.staffed else self._queue.clear()
+            idle = [replica for replica in self.replicas if replica.worker is None]
+            sizes = [replica.free() for replica in idle]
         shared.fail(self.replicas[0], jobs, shared.unloaded())
-        for replica, size in zip(self.replicas, sizes, strict=True):
+        for replica, size in zip(idle, sizes, strict=True):
             shared.note_freed(replica, size, "closed")
 
     def renew(self, counters: Counters, hooks: Hooks) -> Engine:
@@ -117,11 +138,12 @@ class Engine:
         return engine
 
     def _join_workers(self) -> None:
-        """Take no more jobs, and wait for the batches that are being computed."""
+        """Wait for the batches that are being computed."""
+        # Not on a worker, where a hook closes the model that is being computed, or one whose hook closes this one.
+        if isinstance(threading.current_thread(), WorkerThread):
+            return
         with self._shared.changed:
-            self._shared.closed = True
             workers = [replica.worker for replica in self.replicas]
-            self._shared.changed.notify_all()
         for worker in workers:
-            if worker is not None and worker is not threading.current_thread():
+            if worker is not None:
                 worker.join()

@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, NoReturn, TypeVar, cast
 
-__all__ = ["Flow", "PreparePool", "drive", "run"]
+from bge_runtime.errors import EngineStoppedError
+from bge_runtime.locks import Promise
+
+__all__ = ["Flow", "PreparePool", "drive", "end_with_process", "run"]
 
 T = TypeVar("T")
 Flow = Generator["Future[Any] | Callable[[], Any]", Any, T]
 
 PREPARE_THREADS = 4
 HEAVY_THREADS = 1  # the tokenizer uses all cores by itself
+LONGEST_END_S = 10.0  # what a thread does at the process's end may take longer than anybody wants to wait
 
 
 class PreparePool:
@@ -31,31 +37,100 @@ class PreparePool:
 
     def __init__(self) -> None:
         """Start without threads; the first call makes them."""
-        self._lock = threading.Lock()
-        self._light: ThreadPoolExecutor | None = None
-        self._heavy: ThreadPoolExecutor | None = None
+        self._ending = False
+        self._light = _Threads(PREPARE_THREADS, "bge-prepare")
+        self._heavy = _Threads(HEAVY_THREADS, "bge-heavy")
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Run a light function soon."""
-        with self._lock:
-            if self._light is None:
-                self._light = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="bge-prepare")
-            return self._light.submit(function, *arguments)
+        if self._ending:
+            end_with_process()
+        return self._light.submit(function, *arguments)
 
     def submit_heavy(self, function: Callable[[], T]) -> Future[T]:
         """Run a function after those that were handed in before it."""
-        with self._lock:
-            if self._heavy is None:
-                self._heavy = ThreadPoolExecutor(HEAVY_THREADS, thread_name_prefix="bge-heavy")
-            return self._heavy.submit(function)
+        if self._ending:
+            end_with_process()
+        return self._heavy.submit(function)
 
     def close(self) -> None:
         """Let the threads end when they have done what was submitted; a later call makes new ones."""
+        self._light.close()
+        self._heavy.close()
+
+    def stop(self) -> None:
+        """Let the threads end because the process does, and wait for what they are doing."""
+        self._ending = True
+        threads = [*self._light.close(), *self._heavy.close()]
+        end = time.monotonic() + LONGEST_END_S
+        for thread in threads:
+            thread.join(max(end - time.monotonic(), 0))
+
+
+class _Threads:
+    """Some threads that do what is handed in, in its order; started as work comes.
+
+    `ThreadPoolExecutor` is not used: a signal's exception in its `submit` can leave a lock of the whole process taken,
+    and a child of a fork that Python did not see waits for the parent's threads when it ends.
+    """
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most = most
+        self._name = name
+        self._lock = threading.Lock()
+        self._work = SimpleQueue[Any]()
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        promise = Promise[T]()
         with self._lock:
-            pools, self._light, self._heavy = (self._light, self._heavy), None, None
-        for pool in pools:
-            if pool is not None:
-                pool.shutdown(wait=False)
+            if len(self._threads) < self._most:
+                self._start()
+            self._work.put((promise, function, arguments))
+        return promise
+
+    def close(self) -> list[threading.Thread]:
+        with self._lock:
+            threads, self._threads = self._threads, []
+            work, self._work = self._work, SimpleQueue()
+        for _ in threads:
+            work.put(None)
+        return threads
+
+    def _start(self) -> None:
+        name = f"{self._name}_{len(self._threads)}"
+        thread = threading.Thread(target=_work_off, args=(self._work,), name=name, daemon=True)
+        try:
+            self._threads.append(thread)
+            thread.start()
+        except BaseException:  # a signal's exception too, by which it may run: one more does no harm
+            self._threads = [each for each in self._threads if each is not thread]
+            raise
+
+
+def _work_off(work: SimpleQueue[Any]) -> None:
+    while (task := work.get()) is not None:
+        promise, function, arguments = task
+        if promise.set_running_or_notify_cancel():
+            try:
+                promise.set_result(function(*arguments))
+            except BaseException as error:  # noqa: BLE001 - it is the caller's
+                promise.set_exception(error)
+        del task, promise, function, arguments  # what is done need not live on until the next comes
+
+
+def end_with_process() -> NoReturn:
+    """End a call that comes while the process ends.
+
+    Raises:
+        EngineStoppedError: Somebody waits for it: a function of `atexit`.
+    """
+    if threading.current_thread().daemon:  # it ends with the process, and what it raised would be printed
+        SimpleQueue[None]().get()
+    raise EngineStoppedError(
+        "The process is ending, and its models have stopped. Functions of `atexit` can use models if they are "
+        "registered after the first import of an embedder or reranker."
+    )
 
 
 def run(flow: Flow[T]) -> T:
@@ -74,8 +149,11 @@ def run(flow: Flow[T]) -> T:
 
 
 def _wait(future: Future[Any]) -> Any:
+    # Not by `result`, which waits in Python code: an interrupt there can come out as another error.
+    done = SimpleQueue[Future[Any]]()
     try:
-        return future.result()
+        future.add_done_callback(done.put)
+        return done.get().result()
     except BaseException:
         future.cancel()
         raise

@@ -6,9 +6,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from bge_runtime.locks import Promise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +58,7 @@ class Job:
             bulk: Whether interactive work goes first.
             on_progress: Called on a worker with the number of inputs just finished; never by two at once.
         """
-        self.future: Future[list[NDArray[np.float32]]] = Future()
+        self.future: Promise[list[NDArray[np.float32]]] = Promise()
         self.sequences = sequences
         self.output = output
         self.batch_tokens = batch_tokens

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import InvalidStateError
 from contextlib import suppress
 
 from bge_runtime.engine.job import Input, Job, Output
+from bge_runtime.locks import Promise
 
 __all__ = ["Batch", "JobQueue"]
 
@@ -59,7 +60,7 @@ class _Lane:
     def __init__(self) -> None:
         self.jobs: deque[Job] = deque()
         self.tokens = 0
-        self.outside: list[Future[None]] = []
+        self.outside: list[Promise[None]] = []
 
     def append(self, job: Job) -> None:
         self.jobs.append(job)
@@ -71,7 +72,8 @@ class _Lane:
 
     def popleft(self) -> Job:
         job = self.jobs.popleft()
-        self.tokens -= job.tokens
+        # Counted anew where it is known: a caller that was interrupted in `append` may have counted nothing.
+        self.tokens = self.tokens - job.tokens if self.jobs else 0
         return job
 
     @property
@@ -114,12 +116,12 @@ class JobQueue:
         if job not in lane.jobs:
             lane.appendleft(job)
 
-    def room(self, bulk: bool) -> Future[None] | None:
+    def room(self, bulk: bool) -> Promise[None] | None:
         """Return `None` if there is room for more of this priority, else what resolves when there may be."""
         lane = self._lane(bulk)
         if not lane.full:
             return None
-        lane.outside.append(Future())
+        lane.outside.append(Promise())
         return lane.outside[-1]
 
     def take_cancelled(self) -> int:

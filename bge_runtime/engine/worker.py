@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from typing import Any, Literal, Protocol
 
 from bge_runtime.engine.counters import Counters
@@ -17,8 +18,9 @@ from bge_runtime.engine.hooks import BatchEvent, ErrorEvent, Hooks, OutOfMemoryE
 from bge_runtime.engine.job import Job, Output
 from bge_runtime.engine.queue import Batch, JobQueue
 from bge_runtime.errors import BackendError, BGEError, EngineStoppedError, OutOfMemoryError
+from bge_runtime.locks import Condition
 
-__all__ = ["Forward", "Replica", "Shared", "Worker"]
+__all__ = ["Forward", "Replica", "Shared", "Worker", "WorkerThread"]
 
 logger = logging.getLogger("bge_runtime")
 
@@ -72,7 +74,7 @@ class Replica:
         self.place = place
         self.load = load
         self.release = release
-        self.worker: threading.Thread | None = None
+        self.worker: WorkerThread | None = None
         self.died = False
         self.most_tokens: int | None = None  # halved when memory runs out
         self._batches_that_fitted = 0
@@ -113,11 +115,17 @@ class Shared:
         self.counters = counters
         self.hooks = hooks
         self.queue = JobQueue()
-        self.changed = threading.Condition()
+        self.changed = Condition()
         self.busy = 0  # batches that are being computed
         self.idle_since = time.monotonic()
         self.keep_alive_s: float | None = None
         self.closed = False
+        self.ending = False  # closed because the process ends
+
+    @property
+    def staffed(self) -> bool:
+        """Whether any replica has a worker; the caller holds the lock."""
+        return any(replica.worker is not None for replica in self.replicas)
 
     def start_workers(self, *, loaded_only: bool = False) -> None:
         """Start a thread for every replica that has none; the caller holds the lock."""
@@ -125,9 +133,14 @@ class Shared:
             if replica.worker is not None or (loaded_only and replica.backend is None):
                 continue
             name = f"bge-{self.name}" + (f"-{number}" if len(self.replicas) > 1 else "")
-            thread = threading.Thread(target=Worker(self, replica).run, name=name, daemon=True)
-            thread.start()
-            replica.worker = thread
+            # First the books: a signal's exception may come out of `start`, whether the thread runs by then or not.
+            # Should it come up after all, it finds that it is not expected, and ends.
+            try:
+                replica.worker = WorkerThread(self, replica, name)
+                replica.worker.start()
+            except BaseException:
+                replica.worker = None
+                raise
             self.counters.add(worker_restarts=replica.died)
             replica.died = False
 
@@ -142,6 +155,17 @@ class Shared:
         for job in waiting:
             job.fail(error)
 
+    def waited_for(self) -> set[Shared]:
+        """Return the engines that must go on before this one can, because its workers wait for their answers."""
+        found: set[Shared] = set()
+        unseen = [self]
+        while unseen:
+            workers = [replica.worker for replica in unseen.pop().replicas]
+            more = {engine for worker in workers if worker is not None for engine in tuple(worker.asked)} - found
+            found |= more
+            unseen += more
+        return found
+
     def unloaded(self) -> EngineStoppedError:
         """Return the error of calls that were pending when the engine was closed."""
         return EngineStoppedError(f"Model {self.name!r} was unloaded while the call was pending. Call again.")
@@ -152,6 +176,31 @@ class Shared:
             replica.release()
             self.counters.add(unloads=1)
             self.hooks.tell(UnloadEvent(**replica.place, reason=reason, bytes=size))
+
+
+class WorkerThread(threading.Thread):
+    """The thread of a worker, which also runs hooks, and models that call others."""
+
+    def __init__(self, shared: Shared, replica: Replica, name: str) -> None:
+        """Nothing runs before `start`."""
+        super().__init__(target=Worker(shared, replica).run, name=name, daemon=True)
+        self._own = shared
+        self.asked: list[Shared] = []
+
+    def ask(self, engine: Shared, future: Future[Any]) -> None:
+        """Note that this thread is about to wait for an engine, until `future` is done.
+
+        Raises:
+            BackendError: That engine waits for this thread.
+        """
+        self.asked.append(engine)  # before the look: of two threads that ask for each other, one sees the other
+        future.add_done_callback(lambda _: self.asked.remove(engine))
+        if engine is self._own or self._own in engine.waited_for():
+            future.cancel()
+            raise BackendError(
+                f"Model {engine.name!r} was called by a hook, or by another model, on the thread that computes for it: "
+                "the call would wait for itself. Call it from another thread, and do not wait for that one in a hook."
+            )
 
 
 class Worker:
@@ -166,7 +215,7 @@ class Worker:
     def run(self) -> None:
         """Work; the body of the thread."""
         try:
-            if self._load():
+            if self._expected() and self._load():
                 while self._step():
                     pass
         except BaseException as error:  # whatever ends the worker must reach those who wait for it
@@ -179,10 +228,15 @@ class Worker:
             self._replica.died = True
             self._end(stopped)
 
+    def _expected(self) -> bool:
+        """Whether this thread is the one that computes with the replica, and not one whose start was given up."""
+        with self._shared.changed:
+            return self._replica.worker is threading.current_thread()
+
     def _load(self) -> bool:
         """Read the weights if they are not in memory; the worker ends if that fails."""
         replica = self._replica
-        if replica.backend is not None or replica.load is None:
+        if replica.backend is not None or replica.load is None or self._shared.closed:
             return True
         try:
             backend = replica.load()
@@ -213,6 +267,7 @@ class Worker:
     def _next_batch(self) -> Batch | None:
         """Wait for work; `None` ends the worker."""
         shared, replica = self._shared, self._replica
+        jobs: list[Job] = []
         with shared.changed:
             while not shared.closed:
                 if shared.queue:
@@ -224,12 +279,17 @@ class Worker:
                 if left is not None and left <= 0:
                     break
                 shared.changed.wait(left)
-            else:
+            if shared.ending:
                 return None
             # At once with the worker's end: a worker that starts now must find no weights and load them.
             size = replica.free()
             replica.worker = None
-        shared.note_freed(replica, size, "idle")
+            reason: Literal["idle", "closed"] = "closed" if shared.closed else "idle"
+            # Here and not only in `Engine.close`, whose caller may be interrupted before it comes to that.
+            if shared.closed and not shared.staffed:
+                jobs = shared.queue.clear()
+        shared.fail(replica, jobs, shared.unloaded())
+        shared.note_freed(replica, size, reason)
         return None
 
     def _take_batch(self) -> Batch | None:
@@ -255,7 +315,7 @@ class Worker:
         with shared.changed:
             shared.busy -= batch is not None
             self._replica.worker = None
-            jobs = [] if any(each.worker for each in shared.replicas) else shared.queue.clear()
+            jobs = [] if shared.staffed or shared.ending else shared.queue.clear()
             shared.changed.notify_all()
         # Outside the lock: failing calls runs hooks and the callbacks of futures, which may submit again.
         shared.fail(self._replica, [*(batch.by_job() if batch else ()), *jobs], error)

@@ -149,22 +149,35 @@ def compare(
     items: Sequence[Any] = [(query, text) for query in queries for text in texts] if kind == "reranker" else texts
     chosen = modes or (MODES if device == "cpu" else GPU_MODES)
     names = [f"{backend} {precision}" for backend, precision in chosen]
-    with ExitStack() as opened, tqdm(total=len(chosen), unit="run", disable=not show_progress) as progress:
+    with ExitStack() as opened:
+        # No bar that is merely disabled: making one takes a lock of the whole process.
+        progress = opened.enter_context(tqdm(total=len(chosen), unit="run")) if show_progress else None
         race = _Race(items, {INCUMBENT: _plain(model, kind, device)})
         for name, (backend, precision) in zip(names, chosen, strict=True):
-            progress.set_postfix_str(name)
+            _show(progress, name)
             try:
                 options = {"backend": backend, "precision": precision, "device": device, "truncation": "silent"}
                 race.enter(name, _ours(model, kind, options, opened))
             except (BGEError, ImportError) as error:
                 race.reasons[name] = " ".join(str(error).split())
-            progress.update()
-        progress.reset(rounds * len(race.ways))
+            _count(progress)
+        if progress is not None:
+            progress.reset(rounds * len(race.ways))
         race.run(rounds, progress)
     rows = tuple(race.row(name, kind) for name in [INCUMBENT, *names])
     return Comparison(
         model=model, kind=kind, device=device, texts=len(items), tokens=race.tokens, rounds=rounds, rows=rows
     )
+
+
+def _show(progress: tqdm[Any] | None, name: str) -> None:
+    if progress is not None:
+        progress.set_postfix_str(name)
+
+
+def _count(progress: tqdm[Any] | None) -> None:
+    if progress is not None:
+        progress.update()
 
 
 class _Race:
@@ -185,16 +198,16 @@ class _Race:
         self.tokens = self.tokens or int(bge_runtime.stats()["tokens"] - before)
         self.ways[name] = way
 
-    def run(self, rounds: int, progress: tqdm[Any]) -> None:
+    def run(self, rounds: int, progress: tqdm[Any] | None) -> None:
         """Run all in turn."""
         self.ways[INCUMBENT](self.items[:WARM_UP_TEXTS])
         for _ in range(rounds):
             for name, way in self.ways.items():
-                progress.set_postfix_str(name)
+                _show(progress, name)
                 started = time.perf_counter()
                 self._results[name] = way(self.items)
                 self._seconds.setdefault(name, []).append(time.perf_counter() - started)
-                progress.update()
+                _count(progress)
 
     def row(self, name: str, kind: str) -> Row:
         """Return the figures of one way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -17,6 +18,7 @@ __all__ = ["Framed", "TokenSequence", "Tokenizing", "characters", "copied", "spl
 QUERY_SHARE = 0.75  # FlagEmbedding caps the query of a pair at three quarters of max_length
 # What the tokenizer gets at once: enough for all its threads, and its results hold 100 bytes and more per token.
 TEXTS_PER_CALL = 128
+FIRST_PROCESS = os.getpid()
 
 
 class Framed(NamedTuple):
@@ -160,6 +162,11 @@ class Tokenizing:
         return list(self._tokenizer.encode(text, add_special_tokens=False).offsets)
 
     def _content(self, texts: Sequence[str]) -> Iterable[list[int]]:
+        if os.getpid() != FIRST_PROCESS:
+            # The tokenizers' threads stayed behind in the process that this one was forked from, and calls that are
+            # spread over threads would wait for them.
+            yield from (self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
+            return
         for start in range(0, len(texts), TEXTS_PER_CALL):
             part = texts[start : start + TEXTS_PER_CALL]
             for encoding in self._tokenizer.encode_batch_fast(part, add_special_tokens=False):

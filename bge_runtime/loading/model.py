@@ -12,6 +12,7 @@ from bge_runtime.backends.execution import Execution, choose_execution
 from bge_runtime.errors import ConfigurationError, UnknownArgumentError
 from bge_runtime.loading.runner import Runner
 from bge_runtime.loading.source import ModelSource
+from bge_runtime.locks import cached_property
 from bge_runtime.models.spec import ModelSpec
 
 __all__ = ["Model"]

@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib.util import find_spec as find_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from bge_runtime.errors import (
     check_string,
 )
 from bge_runtime.loading.options import LoadingOptions
+from bge_runtime.locks import cached_property
 from bge_runtime.models import hub
 from bge_runtime.models import lora as adapters
 from bge_runtime.models.describe import describe_folder

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bge_runtime.backends.base import Backend
@@ -19,12 +20,14 @@ from bge_runtime.backends.devices import default_batch_tokens, release_memory
 from bge_runtime.backends.execution import Execution
 from bge_runtime.engine.counters import Counters
 from bge_runtime.engine.engine import Engine
-from bge_runtime.engine.flow import Flow, PreparePool, drive
+from bge_runtime.engine.flow import LONGEST_END_S, Flow, PreparePool, drive, end_with_process
 from bge_runtime.engine.hooks import Hook, Hooks, LoadEvent
-from bge_runtime.engine.worker import Replica
+from bge_runtime.engine.worker import Replica, WorkerThread
+from bge_runtime.errors import BackendError
 from bge_runtime.loading.loaded import LoadedModel, LoadedModelInfo
 from bge_runtime.loading.source import ModelSource
 from bge_runtime.loading.weights import check_alike, place_of, read_backend
+from bge_runtime.locks import ForkLock
 
 if TYPE_CHECKING:
     from bge_runtime.inputs.tokenizing import Tokenizing
@@ -44,6 +47,10 @@ logger = logging.getLogger("bge_runtime")
 T = TypeVar("T")
 
 
+class _EndingError(Exception):
+    """The process ends while a model waits to be loaded."""
+
+
 class ModelStore:
     """Loads each set of weights once, and holds what is told about all of them.
 
@@ -53,16 +60,42 @@ class ModelStore:
 
     def __init__(self) -> None:
         """Start empty."""
-        self.counters = Counters()
-        self.hooks = Hooks()
         self._models: dict[str, LoadedModel] = {}
-        self._reset_locks()
+        self._forking = ForkLock()
+        self._begin(())
 
-    def _reset_locks(self) -> None:
+    def _begin(self, hooks: tuple[Hook, ...]) -> None:
+        """Make all that one process has of its own."""
         self._lock = threading.Lock()
         # Concurrent loads with different precisions corrupt each other in transformers, so one load at a time.
         self._loading = threading.Lock()
-        self.pool = PreparePool()
+        self._loader: threading.Thread | None = None  # who has it
+        self._ending = False
+        self._counters = Counters()
+        self._hooks = Hooks(hooks)
+        self._pool = PreparePool()
+        for model in self._models.values():
+            model.engine = model.engine.renew(self._counters, self._hooks)
+        self.process = os.getpid()
+
+    @property
+    def counters(self) -> Counters:
+        """What this process has done."""
+        if self.process != os.getpid():
+            self.after_fork()
+        return self._counters
+
+    @property
+    def hooks(self) -> Hooks:
+        """What is told of it."""
+        self.after_fork()
+        return self._hooks
+
+    @property
+    def pool(self) -> PreparePool:
+        """The threads that work for event loops."""
+        self.after_fork()
+        return self._pool
 
     def acquire(self, source: ModelSource, task: Literal["embed", "score"], holder: object) -> LoadedModel:
         """Return the model, loading it when nobody has, and note who holds it.
@@ -72,70 +105,102 @@ class ModelStore:
         Raises:
             BGEError: The model cannot be found, run or loaded.
         """
+        self.after_fork()
+        if self._ending:
+            end_with_process()
         source.check_supported()
         # Two links to one snapshot are one model.
         folder = os.path.realpath(source.folder)  # before torch is imported: a missing model fails at once
         if source.adapter is not None:
             folder = f"{folder} with {source.adapter_digest}"
-        model, events = _on_own_thread(partial(self._hold_or_load, folder, source, task, holder))
+        nested = threading.current_thread() is self._loader
+        try:
+            model, events = _on_own_thread(partial(self._hold_or_load, folder, source, task, holder, nested))
+        except _EndingError:
+            end_with_process()
         for event in events:
             self.hooks.tell(event)
         return model
 
     def release(self, holder: object) -> None:
         """Forget a holder, and free the weights that nobody else holds."""
+        self.after_fork()
+        unused = []
         with self._lock:
-            mine = [key for key, model in self._models.items() if holder in model.holders]
-            for key in mine:
-                del self._models[key].holders[holder]
-                self._models[key].note_keep_alive()
-            unused = [self._models.pop(key) for key in mine if not self._models[key].holders]
-        for model in unused:
-            model.engine.close()
+            for key, model in self._models.items():
+                if holder not in model.holders:
+                    continue
+                if len(model.holders) == 1:
+                    unused.append((key, model))
+                    continue
+                del model.holders[holder]
+                model.note_keep_alive()
+            for _, model in unused:
+                model.engine.retire()
+        self._close(unused)
 
     def close(self) -> None:
         """Free all weights and end all threads."""
+        self.after_fork()
         with self._lock:
-            models = list(self._models.values())
-            self._models.clear()
-        for model in models:
-            model.engine.close()
-        self.pool.close()
+            models = list(self._models.items())
+            for _, model in models:
+                model.engine.retire()
+        self._close(models)
+        self._pool.close()
 
     def stop(self) -> None:
         """End all threads because the process ends."""
+        if self.process != os.getpid():  # a child that has never asked for anything has no threads
+            return
+        self._ending = True
         with self._lock:
             models = list(self._models.values())
         for model in models:
             model.engine.stop()
-        self.pool.close()
+        # A thread that loads would be cut off in the middle of code that does not survive it. Not given back: no load
+        # begins from here on.
+        self._loading.acquire(timeout=LONGEST_END_S)
+        self._pool.stop()
 
     def infos(self) -> list[LoadedModelInfo]:
         """Return one row per set of weights in memory."""
+        self.after_fork()
         with self._lock:
             return [model.info for model in self._models.values() if model.engine.in_memory]
 
     def after_fork(self) -> None:
-        """Give the forked child locks, workers and a pool of its own, over the same weights."""
-        # The tokenizers' threads did not survive; with this they are not waited for.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._reset_locks()
-        self.counters = Counters()
-        # Locks of before may be held by threads that the child does not have.
-        self.hooks = Hooks(self.hooks.active)
-        for model in self._models.values():
-            model.engine = model.engine.renew(self.counters, self.hooks)
+        """Give a forked child locks, workers and a pool of its own, over the same weights; nothing else happens.
+
+        Called by Python after forks of its own, and wherever state is taken, for those of others.
+        """
+        if self.process == os.getpid():
+            return
+        with self._forking:
+            if self.process != os.getpid():
+                # The old ones' locks may be held by threads that the child does not have.
+                self._begin(self._hooks.active)
+
+    def _close(self, models: list[tuple[str, LoadedModel]]) -> None:
+        """Free the weights of models that are retired, and forget them."""
+        # In this order: where an interrupt comes between, they are still there to be closed again.
+        for key, model in models:
+            model.engine.close()
+            with self._lock:
+                if self._models.get(key) is model:
+                    del self._models[key]
 
     def _hold(self, key: str, source: ModelSource, holder: object) -> LoadedModel | None:
         with self._lock:
             model = self._models.get(key)
-            if model is not None:
-                model.holders[holder] = source.keep_alive_s
-                model.note_keep_alive()
+            if model is None or model.engine.closed:
+                return None
+            model.holders[holder] = source.keep_alive_s
+            model.note_keep_alive()
             return model
 
     def _hold_or_load(
-        self, folder: str, source: ModelSource, task: Literal["embed", "score"], holder: object
+        self, folder: str, source: ModelSource, task: Literal["embed", "score"], holder: object, nested: bool
     ) -> tuple[LoadedModel, list[LoadEvent]]:
         executions = source.executions
         check_alike(executions)
@@ -146,7 +211,14 @@ class ModelStore:
         found = self._hold(key, source, holder)
         if found is not None:
             return found, []
+        if nested:
+            raise BackendError(
+                f"Model {source.name!r} was asked for by code that runs while another model is loaded, and "
+                "one is loaded at a time: the call would wait for itself. Load it before (`warm_up`), or later."
+            )
         with self._loading:
+            if self._ending:
+                raise _EndingError
             found = self._hold(key, source, holder)
             if found is not None:
                 return found, []
@@ -189,7 +261,7 @@ class ModelStore:
             bytes=sum(event.bytes for event in events),
             adapter=None if source.adapter is None else str(source.adapter),
         )
-        engine = Engine(replicas, source.name, self.counters, self.hooks)
+        engine = Engine(replicas, source.name, self._counters, self._hooks)
         holders = weakref.WeakKeyDictionary[object, float | None]()
         return LoadedModel(info, tokenizing, engine, default_batch_tokens(first.device), holders), events
 
@@ -198,7 +270,7 @@ class ModelStore:
     ) -> Backend:
         with self._loading:
             backend, event = self._read(source, task, execution, tokenizing)
-        self.hooks.tell(event)
+        self._hooks.tell(event)
         return backend
 
     def _read(
@@ -210,10 +282,14 @@ class ModelStore:
     ) -> tuple[Backend, LoadEvent]:
         """Read the weights of one replica, which shares the tokenizer of an earlier one."""
         started = time.perf_counter()
-        backend = read_backend(source, task, execution)
+        self._loader = threading.current_thread()
+        try:
+            backend = read_backend(source, task, execution)
+        finally:
+            self._loader = None
         if tokenizing is not None:
             backend.tokenizing = tokenizing
-        self.counters.add(loads=1)
+        self._counters.add(loads=1)
         event = LoadEvent(
             **place_of(source, execution),
             seconds=time.perf_counter() - started,
@@ -231,18 +307,20 @@ def _on_own_thread(function: Callable[[], T]) -> T:
     short batches would take a third longer. And an interrupt ends the caller's wait, but not an import halfway.
     """
     future: Future[T] = Future()
+    done = SimpleQueue[Future[T]]()  # its `get` is one step, which an interrupt ends or does not
 
     def work() -> None:
         try:
             future.set_result(function())
         except BaseException as error:  # noqa: BLE001 - it is the caller's
             future.set_exception(error)
+        done.put(future)
 
     thread = threading.Thread(target=work, name="bge-load", daemon=True)
     thread.start()
-    result = future.result()
+    finished = done.get()
     thread.join()
-    return result
+    return finished.result()
 
 
 STORE = ModelStore()
@@ -252,7 +330,17 @@ if hasattr(os, "register_at_fork"):
 
 
 async def arun(flow: Flow[T]) -> T:
-    """Drive the body of a call from an event loop, its CPU work on the process's own threads; see `flow.drive`."""
+    """Drive the body of a call from an event loop, its CPU work on the process's own threads; see `flow.drive`.
+
+    Raises:
+        BackendError: The loop runs inside a hook, on the thread that would have to compute.
+    """
+    if isinstance(threading.current_thread(), WorkerThread):
+        flow.close()
+        raise BackendError(
+            "An event loop was started by a hook, on the thread that computes, and a model was called in it: the call "
+            "could wait for itself. Call it from another thread, and do not wait for that one in a hook."
+        )
     return await drive(flow, STORE.pool)
 
 

@@ -8,13 +8,13 @@ import os
 import re
 import shlex
 import ssl
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from importlib.util import find_spec as find_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies
-
-from tqdm.auto import tqdm
 
 from bge_runtime.errors import (
     BGEError,
@@ -81,11 +81,30 @@ DISK_ERRORS = {
 }
 
 
-class _SilentTqdm(tqdm):  # type: ignore[type-arg]
-    """A progress bar that shows nothing."""
+class _NoBar:
+    """What the hub's client asks of a progress bar, without one: a disabled bar takes a lock of the whole process."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "disable": True})
+    n = total = 0
+    format_dict: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, iterable: Iterable[Any] = (), **_: Any) -> None:
+        self._iterable = iterable
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._iterable)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def update(self, *_: object, **__: object) -> None:
+        pass
+
+    close = refresh = set_description = set_description_str = set_postfix_str = update
+    get_lock = nullcontext
+    set_lock = update
 
 
 def locate(
@@ -460,7 +479,7 @@ def _from_huggingface(
             cache_dir=cache_dir,
             force_download=force,
             ignore_patterns=[*UNUSED, *((*PICKLES, ADAPTER_PICKLE) if safe else ())],
-            tqdm_class=None if progress else _SilentTqdm,
+            tqdm_class=None if progress else _NoBar,  # type: ignore[arg-type]
         )
     except Exception as error:
         if _is_of_the_disk(error):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from typing import Any, Self, Unpack
 
 import numpy as np
@@ -21,6 +20,7 @@ from bge_runtime.loading.options import LoadingOptions, with_loading_options
 from bge_runtime.loading.runner import Runner, Truncation
 from bge_runtime.loading.source import ModelSource
 from bge_runtime.loading.store import arun
+from bge_runtime.locks import cached_property
 from bge_runtime.models.spec import DEFAULT_RERANKER, ModelSpec
 from bge_runtime.reranking.base import LongDocument, Method, Pairs
 from bge_runtime.reranking.comparison import Mode, check_mode, check_weights, comparison_of

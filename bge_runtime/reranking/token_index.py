@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Set
@@ -20,6 +19,7 @@ from bge_runtime.engine.flow import Flow, run
 from bge_runtime.errors import ConfigurationError, IndexIdentityError, InputError, check_count, public
 from bge_runtime.inputs.checks import check_text, check_texts
 from bge_runtime.loading.store import arun
+from bge_runtime.locks import ForkLock
 from bge_runtime.models.spec import ModelSpec
 from bge_runtime.reranking.late_interaction import LateInteraction
 from bge_runtime.reranking.ranking import order_scores
@@ -78,7 +78,7 @@ class TokenIndex:
         if self.reranker.known_spec is not None:
             _check_reranker(self.reranker)
         self.storage: Storage = storage
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._blocks: tuple[TokenBlock, ...] = ()
 
     @property

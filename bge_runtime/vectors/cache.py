@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.errors import ConfigurationError, check_count, check_path, public
+from bge_runtime.locks import ForkLock
 from bge_runtime.vectors.cache_file import CacheFile
 
 __all__ = ["CacheStats", "VectorCache", "check_cache"]
@@ -108,7 +108,7 @@ class VectorCache:
             if self.path is None
             else CacheFile(self.path, self.max_bytes, ENTRY_OVERHEAD_BYTES, self._width)
         )
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._fits: dict[str, Callable[[NDArray[np.float32]], bool]] = {}
         self._hits = self._misses = 0
 
@@ -195,7 +195,7 @@ class _Memory:
         self._width = width
         self._bytes = 0
         self._rows: OrderedDict[bytes, bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, int]]:
         with self._lock:
@@ -210,7 +210,8 @@ class _Memory:
                 replaced = self._rows.pop(key, None)
                 self._bytes += _size(blob) - (0 if replaced is None else _size(replaced))
                 self._rows[key] = blob
-            while self._bytes > self._max_bytes:
+            # Nothing is left before the sum is small enough only where a fork or an interrupt came between the two.
+            while self._bytes > self._max_bytes and self._rows:
                 _, dropped = self._rows.popitem(last=False)
                 self._bytes -= _size(dropped)
                 self.evicted += 1

@@ -7,10 +7,13 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from bge_runtime.locks import ForkLock
 
 __all__ = ["CacheFile"]
 
@@ -20,6 +23,7 @@ BUSY_TIMEOUT_S = 30.0
 KEYS_PER_QUERY = 500  # SQLite's limit on variables was 999 for long
 USED_STEP_S = 3600  # reading marks an entry as used at most this often, so that most reads write nothing
 WIDTHS = (4, 2)  # bytes of a number in float32 and float16
+LONGEST_HOLD_S = 1.0  # a fork waits for what is being read or written, but not for another process's long write
 KEPT_SHARE = 0.9  # eviction makes room for more than one call
 # With WAL, `synchronous = NORMAL` may lose the last writes of a power cut but never damages the file. `WITHOUT ROWID`:
 # keys are digests, and a second tree over them would be as large again. Triggers count: counting rows reads all.
@@ -61,10 +65,13 @@ class CacheFile:
         self._path = path
         self._max_bytes = max_bytes
         self._overhead = entry_overhead
+        self._lock = ForkLock(threading.RLock)
+        self._inherited: list[sqlite3.Connection | None] = []
+        self._held: tuple[Any, int] | None = None  # the lock, and the thread that forks
         self._reset()
+        _FILES.add(self)
 
     def _reset(self) -> None:
-        self._lock = threading.RLock()
         self._database: sqlite3.Connection | None = None
         self._pid = os.getpid()
         self._warned = False
@@ -104,7 +111,20 @@ class CacheFile:
         with self._lock:
             if self._database is not None and self._pid == os.getpid():
                 self._database.close()
-            self._database = None
+                self._database = None
+
+    def hold_still(self) -> None:
+        """Keep all threads out of the file, until `go_on`."""
+        lock = self._lock.own
+        if lock.acquire(timeout=LONGEST_HOLD_S):
+            self._held = lock, threading.get_ident()
+
+    def go_on(self) -> None:
+        """Undo `hold_still`."""
+        lock = self._lock.own  # a forked child has one of its own, which nobody has taken
+        if self._held == (lock, threading.get_ident()):
+            self._held = None
+            lock.release()
 
     def _read(self, database: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, int]]:
         now = int(time.time()) // USED_STEP_S
@@ -166,9 +186,11 @@ class CacheFile:
 
     def _try(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
         """Run `work`; set a damaged file aside and try once on a new one; warn once about anything else."""
-        if self._pid != os.getpid():
-            self._reset()  # SQLite's connections must not cross a fork
         with self._lock:
+            if self._pid != os.getpid():
+                # SQLite's connections must not cross a fork, not even to be closed.
+                self._inherited.append(self._database)
+                self._reset()
             for attempt in (1, 2):
                 try:
                     return work(self._open())
@@ -220,6 +242,25 @@ class CacheFile:
                 error,
             )
         self._warned = True
+
+
+# SQLite keeps locks for each file that a process has open, and a child of a fork has no others: one that a thread of
+# the parent held at that moment would stay taken in the child, for every new connection to the file.
+_FILES = weakref.WeakSet[CacheFile]()
+
+
+def _before_fork() -> None:
+    for file in list(_FILES):
+        file.hold_still()
+
+
+def _after_fork() -> None:
+    for file in list(_FILES):
+        file.go_on()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
 
 
 def _is_damage(error: Exception) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from bge_runtime.backends.packed.linear import rounded
+from bge_runtime.locks import cached_property
 
 __all__ = ["Attention", "Layout", "by_boundaries", "by_group", "choose_attention", "find_varlen", "on_device"]
 

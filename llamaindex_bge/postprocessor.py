@@ -9,17 +9,15 @@ from typing import Any, ClassVar
 
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 from bge_runtime import DEFAULT_RERANKER, InputError, Ranking, Reranker, check_text
 from bge_runtime.fields import Count, ModelName, RerankerFields, Seconds, names_of
 from llamaindex_bge.events import rerank_events
+from llamaindex_bge.notes import PARTIAL, RETRIEVAL_SCORE, annotated
 from llamaindex_bge.options import ConfiguredModel
 
 __all__ = ["BGERerank"]
-
-RETRIEVAL_SCORE = "retrieval_score"
-PARTIAL = "partial_ranking"
 
 
 class Limited(ConfiguredModel):
@@ -33,8 +31,8 @@ class Limited(ConfiguredModel):
 class BGERerank(RerankerFields, Limited, BaseNodePostprocessor):
     """Rerank retrieved nodes with a BGE reranker, or by late interaction with an embedder.
 
-    Returns new `NodeWithScore` objects, best first; the nodes that come in stay as they are. Nodes are read
-    as they were embedded (`MetadataMode.EMBED`). Constructing loads nothing.
+    Returns copies, best first, that share nothing that can change with the nodes that come in. Nodes are read as they
+    were embedded (`MetadataMode.EMBED`). Constructing loads nothing.
 
     Args:
         model: Hub id, name in the model table, or folder, of a reranker or an embedder. `model_name` is
@@ -116,15 +114,7 @@ class BGERerank(RerankerFields, Limited, BaseNodePostprocessor):
         if self.keep_retrieval_score and RETRIEVAL_SCORE not in node.metadata:
             notes[RETRIEVAL_SCORE] = retrieved.score
         missing = partial and math.isnan(score)
-        return NodeWithScore(node=_annotated(node, notes) if notes else node, score=None if missing else score)
-
-
-def _annotated(node: BaseNode, notes: dict[str, Any]) -> BaseNode:
-    """Return a copy that carries the notes in its metadata, but not in the text that models read."""
-    hidden = {
-        keys: [*getattr(node, keys), *notes] for keys in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
-    }
-    return node.model_copy(update={"metadata": {**node.metadata, **notes}, **hidden})
+        return NodeWithScore(node=annotated(node, notes), score=None if missing else score)
 
 
 def _checked(nodes: Any, query_bundle: QueryBundle | None) -> tuple[QueryBundle, str, list[NodeWithScore]]:

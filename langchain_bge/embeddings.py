@@ -184,6 +184,11 @@ class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
             self._vision_embedder = own if isinstance(own, VisionEmbedder) else VisionEmbedder.of(own)
         return self._vision_embedder
 
+    def _runtimes(self) -> list[Any]:
+        # Each holds the weights for itself, as the store counts; two are often one.
+        made = [self.embedder, self._query_embedder, *([self._vision_embedder] if self._vision_embedder else [])]
+        return list(dict.fromkeys(made))
+
     def _resolved(self) -> dict[str, Any]:
         if self.embedder.known_spec is None:
             return {}

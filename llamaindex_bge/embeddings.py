@@ -97,6 +97,15 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
         # Past our own __setattr__, which refuses these fields, and past `model_fields_set`: nobody has set them.
         self.__dict__.update(known_defaults(self.embedder))
 
+    @property
+    def model(self) -> str:
+        """The model's name; `model_name` is the same."""
+        return self.model_name
+
+    @classmethod
+    def _description(cls, runtime: Any) -> dict[str, Any]:
+        return {**super()._description(runtime), **known_defaults(runtime)}
+
     def to_payload(self) -> dict[str, Any]:
         """Return what events say about this embedder: the instructions in force, and no secrets."""
         instructions = {
@@ -243,6 +252,9 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
         # The identity of a model may need a look at its files.
         cache = await asyncio.to_thread(self._cache, role)
         return await compute(texts) if cache is None else await cache.aget(texts, compute)
+
+    def _resolved(self) -> dict[str, Any]:
+        return {**super()._resolved(), **known_defaults(self.embedder)}
 
     def _cache(self, role: Role) -> CachedVectors | None:
         if self.embeddings_cache is None:

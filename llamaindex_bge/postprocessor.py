@@ -74,6 +74,11 @@ class BGERerank(RerankerFields, Limited, BaseNodePostprocessor):
         given = options if model is None else {"model": model, **options}
         super().__init__(reranker=reranker, **given)
 
+    @property
+    def model_name(self) -> str:
+        """The model's name; `model` is the same."""
+        return self.model
+
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:

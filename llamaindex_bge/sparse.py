@@ -70,6 +70,11 @@ class BGESparseEmbedding(ConfiguredModel, BaseSparseEmbedding):
         self.embedder.expect_sparse()
 
     @property
+    def model(self) -> str:
+        """The model's name; `model_name` is the same."""
+        return self.model_name
+
+    @property
     def embedder(self) -> Embedder:
         """The runtime object that does the work."""
         return self._runtime

@@ -125,8 +125,8 @@ class BGETokenSplitter(SentenceSplitter):
                 return chunks
             size -= excess
         raise InputError(
-            f"Nothing of the text{of} fits into chunk_size={self.chunk_size} beside the metadata that is embedded with it. "
-            "Name keys that need not be embedded in excluded_embed_metadata_keys, or use a larger chunk_size."
+            f"Nothing of the text{of} fits into chunk_size={self.chunk_size} beside the metadata that is embedded with "
+            "it. Name keys that need not be embedded in excluded_embed_metadata_keys, or use a larger chunk_size."
         )
 
     def _excess(self, texts: Sequence[str]) -> int:

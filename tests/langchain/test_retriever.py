@@ -340,7 +340,7 @@ class Scored(BaseDocumentCompressor):
 def test_a_threshold_needs_a_reranker_that_gives_scores(store, score, threshold, native_async):
     retriever = BGERetriever(vectorstore=store, reranker=Scored(score=score), k=2)
     assert len(ask(retriever, native_async=native_async)) == 2
-    with pytest.raises(ConfigurationError, match="Scored gives metadata.*Leave the threshold out"):
+    with pytest.raises(ConfigurationError, match=r"Scored gives metadata.*Leave the threshold out"):
         ask(retriever, native_async=native_async, score_threshold=threshold)
 
 

@@ -43,8 +43,8 @@ every_way = pytest.mark.parametrize("ask", WAYS.values(), ids=WAYS)
 
 @every_way
 def test_a_complete_run_leaves_no_mark_of_a_partial_one(ask: Ask) -> None:
-    hidden = ["own", "partial_ranking"]
-    node = TextNode(text="The heart.", metadata={"own": 1, "partial_ranking": True}, excluded_embed_metadata_keys=hidden)
+    hidden, metadata = ["own", "partial_ranking"], {"own": 1, "partial_ranking": True}
+    node = TextNode(text="The heart.", metadata=metadata, excluded_embed_metadata_keys=hidden)
     found = ask(node).node
     assert found.metadata.keys() - {"retrieval_score"} == {"own"}
     assert [key for key in found.excluded_embed_metadata_keys if key != "retrieval_score"] == ["own"]

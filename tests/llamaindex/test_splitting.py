@@ -168,7 +168,7 @@ def test_metadata_that_leaves_little_room_is_no_reason_to_print(capsys: Any) -> 
 
 def test_metadata_without_room_for_text_is_an_error_that_names_the_document() -> None:
     splitter = BGETokenSplitter(BGEEmbedding(EMBEDDER), chunk_size=128)
-    with pytest.raises(InputError, match="'d1' fits into chunk_size=128 beside the metadata.*excluded_embed"):
+    with pytest.raises(InputError, match=r"'d1' fits into chunk_size=128 beside the metadata.*excluded_embed"):
         splitter([Document(id_="d1", text=LONG, metadata={"n": "word " * 600})])
     with pytest.raises(InputError, match="chunk_size=128"):
         splitter.split_text_metadata_aware(LONG, "word " * 600)

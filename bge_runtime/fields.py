@@ -6,22 +6,26 @@ For framework packages, which bring pydantic along. The runtime does without it,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
 from bge_runtime import ConfigurationError, Embedder, ModelSpec, Reranker, UnknownArgumentError
+from bge_runtime.loading.options import LoadingOptions
 
 __all__ = [
     "Arguments",
     "Count",
     "DocumentInstruction",
+    "EmbedderArguments",
     "EmbedderFields",
     "HandedIn",
+    "LoadingArguments",
     "LoadingFields",
     "ModelName",
     "QueryInstruction",
+    "RerankerArguments",
     "RerankerFields",
     "Seconds",
     "fixed",
@@ -48,6 +52,45 @@ QueryInstruction = Annotated[
 DocumentInstruction = Annotated[
     str | None, Field(description="Text before documents; '' for none, None for the model's own.")
 ]
+
+
+class LoadingArguments(LoadingOptions, total=False):
+    """Arguments by which `LoadingFields` is filled, for type checkers, which then see a misspelt one."""
+
+    max_length: int | None
+    truncation: Literal["silent", "warn", "error"]
+    batch_size: int | None
+    batch_tokens: int | None
+    show_progress: bool
+    dtype: Any
+    torch_dtype: Any
+
+
+class EmbedderArguments(LoadingArguments, total=False):
+    """Those of `EmbedderFields` too."""
+
+    task: str | None
+    examples: Iterable[Mapping[str, str]] | None
+    legacy: bool
+    normalize: bool | None
+    truncate_dim: int | None
+    vector_cache: Any
+
+
+class RerankerArguments(LoadingArguments, total=False):
+    """Those of `RerankerFields` too."""
+
+    normalize: bool
+    mode: Literal["multi_vector", "sparse", "dense", "hybrid"] | None
+    weights: Sequence[float] | None
+    token_pooling: int
+    long_document: Literal["truncate", "max_passage"]
+    passage_overlap: int
+    vector_cache: Any
+    cutoff_layers: int | Sequence[int] | None
+    compress_ratio: int | None
+    compress_layers: Sequence[int] | None
+    prompt: str | None
 
 
 class LoadingFields(BaseModel):

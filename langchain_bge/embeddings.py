@@ -42,7 +42,8 @@ class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
         model: Hub id, name in the model table (`bge models`), folder, or `ModelSpec`. `model_name` is the same.
         query_instruction: Text before queries; `None` takes the model's own, `""` turns it off.
         examples: In-context examples before queries, for bge-en-icl: dictionaries with `query`, `response`, `instruct`.
-        embed_instruction: The same before documents. `document_instruction` is the same.
+        embed_instruction: The same before documents. `document_instruction` and
+            `text_instruction` are the same.
         normalize: Whether vectors have length 1; `None` does as the model's authors do.
         device, precision, batch_size, max_length, truncation, cache_folder, show_progress, ...: see the fields.
         vector_cache: Remembers vectors: a `bge_runtime.VectorCache`, or the path of its file.
@@ -90,6 +91,7 @@ class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
     renamed: ClassVar[dict[str, str]] = {
         **ConfiguredModel.renamed,
         "document_instruction": "embed_instruction",
+        "text_instruction": "embed_instruction",
         "show_progress_bar": "show_progress",
     }
     retired: ClassVar[dict[str, str]] = {

@@ -27,6 +27,7 @@ from langchain_bge.binding import bind_index
 from langchain_bge.fusion import Hit, fused
 from langchain_bge.notes import RERANKING
 from langchain_bge.rerank import BGERerank
+from langchain_bge.scores import cosine_of
 
 __all__ = ["BGERetriever"]
 
@@ -38,9 +39,10 @@ Source = VectorStore | BaseRetriever
 class BGERetriever(BaseRetriever):
     """Fetch candidates from one or several sources, rerank them, return the best.
 
-    Documents come back as copies, best first. Their metadata gains `retrieval_rank` (from 1), `retrieval_score` (the
-    store's own score, whose meaning is the store's; with several sources the fused one) and, from the reranker,
-    `relevance_score`. Each source and the reranker is a run of its own below the retriever's.
+    Documents come back as copies, best first. Their metadata gains `retrieval_rank` (from 1), `retrieval_score` and,
+    from the reranker, `relevance_score`. The retrieval's score is the cosine where the store gives it, or is Chroma or
+    FAISS, which tell their metric; else it is the store's own, which may be a distance. With several sources it is the
+    fused one. Each source and the reranker is a run of its own below the retriever's.
 
     Key init args:
         vectorstore: Where candidates come from.
@@ -176,7 +178,8 @@ class BGERetriever(BaseRetriever):
             run.on_retriever_error(error)
             raise
         run.on_retriever_end([document for document, _ in hits])
-        return [(document, float(score)) for document, score in hits]
+        cosine = cosine_of(source)
+        return [(document, cosine(score)) for document, score in hits]
 
     async def _afetch(
         self, source: Source, query: str, search: dict[str, Any], manager: AsyncCallbackManagerForRetrieverRun
@@ -191,7 +194,8 @@ class BGERetriever(BaseRetriever):
             await run.on_retriever_error(error)
             raise
         await run.on_retriever_end([document for document, _ in hits])
-        return [(document, float(score)) for document, score in hits]
+        cosine = cosine_of(source)
+        return [(document, cosine(score)) for document, score in hits]
 
     def _rerank(
         self, candidates: Sequence[Document], query: str, k: int | None, manager: CallbackManagerForRetrieverRun

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from llama_index.core.bridge.pydantic import Field
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 from bge_runtime import DEFAULT_RERANKER, InputError, Ranking, Reranker, check_text
-from bge_runtime.fields import Count, ModelName, RerankerFields, Seconds, names_of
+from bge_runtime.fields import Count, ModelName, RerankerArguments, RerankerFields, Seconds, names_of
 from llamaindex_bge.events import rerank_events
 from llamaindex_bge.notes import PARTIAL, RETRIEVAL_SCORE, annotated
 from llamaindex_bge.options import ConfiguredModel
@@ -26,6 +28,17 @@ class Limited(ConfiguredModel):
     model: ModelName = DEFAULT_RERANKER
     top_n: Count | None = Field(default=2, description="How many nodes to return; None is all.")
     score_threshold: float | None = Field(default=None, description="Lowest score to return; None is any.")
+
+
+class Arguments(RerankerArguments, total=False):
+    """Arguments of `BGERerank` beside the model."""
+
+    model_name: str | os.PathLike[str]
+    top_n: int | None
+    score_threshold: float | None
+    time_budget_s: float | None
+    keep_retrieval_score: bool
+    callback_manager: CallbackManager | None
 
 
 class BGERerank(RerankerFields, Limited, BaseNodePostprocessor):
@@ -69,10 +82,16 @@ class BGERerank(RerankerFields, Limited, BaseNodePostprocessor):
         default=False, description=f"Whether copies of the nodes carry metadata[{RETRIEVAL_SCORE!r}]."
     )
 
-    def __init__(self, model: Any = None, *, reranker: Reranker | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        reranker: Reranker | None = None,
+        **options: Unpack[Arguments],
+    ) -> None:
         """Check the options; load nothing."""
-        given = options if model is None else {"model": model, **options}
-        super().__init__(reranker=reranker, **given)
+        given: dict[str, Any] = {} if model is None else {"model": model}
+        super().__init__(reranker=reranker, **given, **options)
 
     @property
     def model_name(self) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import inspect
 import json
 import pickle
+import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +335,22 @@ async def test_runtime_objects_have_async_twins_of_warming_up_and_closing(hub_ca
             assert await model.awarm_up() is model
             assert len(loaded_models()) == 1
         assert loaded_models() == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EMBEDDERS + RERANKERS + SPARSE if "llamaindex" in kind.__module__])
+def test_type_checkers_know_every_argument(kind: Any) -> None:
+    known = set(typing.get_type_hints(sys.modules[kind.__module__].Arguments))
+    first, injected = list(inspect.signature(kind.__init__).parameters)[1:3]
+    assert injected == kind.injected
+    inherited = {"embed_batch_size", "callback_manager", "num_workers", "rate_limiter", "embeddings_cache"}
+    accepted = {*kind.model_fields, *kind.renamed} - {first, "handed_in"}
+    assert known == accepted
+    assert inherited & set(kind.model_fields) == inherited & known
+
+
+@pytest.mark.parametrize("name", ["text_instruction", "embed_instruction", "document_instruction"])
+@pytest.mark.parametrize("kind", EMBEDDERS)
+def test_the_instruction_of_documents_has_three_names(kind: Any, name: str) -> None:
+    assert kind(**{name: "read: "}).embedder.document_instruction == "read: "
+    with pytest.raises(ConfigurationError, match=r"got two values for '(embed|text)_instruction'"):
+        kind(embed_instruction="other: ", document_instruction="read: ")

@@ -6,28 +6,34 @@ For framework packages, which bring pydantic along. The runtime does without it,
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
-from bge_runtime import ConfigurationError, Embedder, Reranker, UnknownArgumentError
+from bge_runtime import ConfigurationError, Embedder, ModelSpec, Reranker, UnknownArgumentError
 from bge_runtime.embedding.instructions import OTHER_NAMES
 from bge_runtime.inputs.checks import check_items
+from bge_runtime.loading.options import LoadingOptions
 
 __all__ = [
     "Arguments",
     "Count",
     "DocumentInstruction",
+    "EmbedderArguments",
     "EmbedderFields",
     "Flag",
+    "HandedIn",
+    "LoadingArguments",
     "LoadingFields",
     "ModelName",
     "QueryInstruction",
+    "RerankerArguments",
     "RerankerFields",
     "Seconds",
     "check_items",
     "document_names",
+    "fixed",
     "names_of",
     "plain",
 ]
@@ -37,6 +43,14 @@ Flag = Annotated[bool, Field(strict=True)]  # pydantic would take "no" and 0 too
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
 # Types, not fields of the classes below: the frameworks call them differently, or want them at another place in dumps.
+HandedIn = Annotated[
+    Any,
+    Field(
+        exclude=True,
+        repr=False,
+        description="What was handed in instead of a name, so that the fields alone build an equal object; not dumped.",
+    ),
+]
 ModelName = Annotated[str, Field(description="Hub id, name in the model table, or folder.")]
 QueryInstruction = Annotated[
     str | None, Field(description="Text before queries; '' for none, None for the model's own.")
@@ -44,6 +58,45 @@ QueryInstruction = Annotated[
 DocumentInstruction = Annotated[
     str | None, Field(description="Text before documents; '' for none, None for the model's own.")
 ]
+
+
+class LoadingArguments(LoadingOptions, total=False):
+    """Arguments by which `LoadingFields` is filled, for type checkers, which then see a misspelt one."""
+
+    max_length: int | None
+    truncation: Literal["silent", "warn", "error"]
+    batch_size: int | None
+    batch_tokens: int | None
+    show_progress: bool
+    dtype: Any
+    torch_dtype: Any
+
+
+class EmbedderArguments(LoadingArguments, total=False):
+    """Those of `EmbedderFields` too."""
+
+    task: str | None
+    examples: Iterable[Mapping[str, str]] | None
+    legacy: bool
+    normalize: bool | None
+    truncate_dim: int | None
+    vector_cache: Any
+
+
+class RerankerArguments(LoadingArguments, total=False):
+    """Those of `RerankerFields` too."""
+
+    normalize: bool
+    mode: Literal["multi_vector", "sparse", "dense", "hybrid"] | None
+    weights: Sequence[float] | None
+    token_pooling: int
+    long_document: Literal["truncate", "max_passage"]
+    passage_overlap: int
+    vector_cache: Any
+    cutoff_layers: int | Sequence[int] | None
+    compress_ratio: int | None
+    compress_layers: Sequence[int] | None
+    prompt: str | None
 
 
 class LoadingFields(BaseModel):
@@ -58,6 +111,7 @@ class LoadingFields(BaseModel):
         runtime_type: Class of that object.
         runtime_names: Field -> the runtime's argument.
         settled: Further fields that describe the runtime object.
+        handed_in: The runtime object that was given, or what else no name says; a field of every subclass.
         renamed: Other names of arguments -> field.
         retired: Arguments of other integrations that have no counterpart -> what to do instead.
     """
@@ -103,12 +157,65 @@ class LoadingFields(BaseModel):
 
     _runtime: Any = PrivateAttr()
 
+    if TYPE_CHECKING:
+        handed_in: Any
+
     def __init__(self, **options: Any) -> None:
         """Validate the fields; pydantic's error becomes a `ConfigurationError`."""
         try:
             super().__init__(**options)
         except ValidationError as error:
             raise ConfigurationError.from_validation(type(self).__name__, error.errors()) from error
+        self._fix()
+
+    def warm_up(self) -> Self:
+        """Load the weights ahead of the first call."""
+        for runtime in self._runtimes():
+            runtime.warm_up()
+        return self
+
+    async def awarm_up(self) -> Self:
+        """Load the weights without blocking the event loop; see `warm_up`."""
+        for runtime in self._runtimes():
+            await runtime.awarm_up()
+        return self
+
+    def close(self) -> None:
+        """Free the weights if nobody else holds them; a later call loads them again. What was handed in stays open."""
+        for runtime in self._own_runtimes():
+            runtime.close()
+
+    async def aclose(self) -> None:
+        """Close without blocking the event loop; see `close`."""
+        for runtime in self._own_runtimes():
+            await runtime.aclose()
+
+    def __enter__(self) -> Self:
+        """Return itself; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        """Return itself; leaving the block closes it."""
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        """Close."""
+        await self.aclose()
+
+    def _runtimes(self) -> list[Any]:
+        """Return the runtime objects that do the work."""
+        return [self._runtime]
+
+    def _own_runtimes(self) -> list[Any]:
+        return [each for each in self._runtimes() if each is not self.handed_in]
+
+    def _fix(self) -> None:
+        """Let dictionaries and lists among the options refuse changes, which nothing would read."""
+        self.__dict__.update({name: fixed(value) for name, value in self.__dict__.items()})
 
     @classmethod
     def _read(cls, given: Mapping[str, Any]) -> Arguments:
@@ -118,8 +225,9 @@ class LoadingFields(BaseModel):
             UnknownArgumentError: An argument does not exist.
             ConfigurationError: One has no counterpart here, or two contradict each other.
         """
-        owner, valid = cls.__name__, {*cls.model_fields, *cls.renamed, cls.injected}
-        UnknownArgumentError.check(owner, given.keys() - cls.retired.keys(), valid)
+        # `handed_in` is no argument to offer: fields that build an object again bring it.
+        owner, valid = cls.__name__, {*cls.model_fields, *cls.renamed, cls.injected} - {"handed_in"}
+        UnknownArgumentError.check(owner, given.keys() - cls.retired.keys() - {"handed_in"}, valid)
         arguments = Arguments(owner)
         for name, value in given.items():
             if name in cls.retired:
@@ -135,19 +243,35 @@ class LoadingFields(BaseModel):
         Raises:
             ConfigurationError: It is something else, or one of the values is not for it to take.
         """
-        if runtime is None:
+        given = values.get("handed_in")
+        rebuilt = runtime is None and given is not None and not isinstance(given, ModelSpec)
+        if runtime is None and not rebuilt:
             return dict(values)
-        owner, injected = cls.__name__, cls.injected
+        owner, injected, runtime = cls.__name__, cls.injected, given if rebuilt else runtime
         if not isinstance(runtime, cls.runtime_type):
             wanted = f"bge_runtime.{cls.runtime_type.__name__}"
             raise ConfigurationError(f"{owner} got {injected}={runtime!r}. Pass a {wanted}, or name the model instead.")
-        both = sorted(name for name in {*cls.runtime_names, *cls.settled} if values.get(name) is not None)
-        if both:
+        settles = {*cls.runtime_names, *cls.settled}
+        if not rebuilt:
+            cls._refuse_beside(name for name in settles if values.get(name) is not None)
+        own = {name: value for name, value in values.items() if name not in settles or name == "token"}
+        return {**own, **cls._description(runtime), "handed_in": runtime}
+
+    @classmethod
+    def _refuse_beside(cls, names: Iterable[str]) -> None:
+        if both := sorted(names):
+            owner, injected = cls.__name__, cls.injected
             raise ConfigurationError(
                 f"{owner} got {injected}= together with {', '.join(map(repr, both))}, which the {injected} settles. "
                 f"Pass them to the {injected}, or leave {injected}= out."
             )
-        return {**values, **cls._description(runtime)}
+
+    def _check_rebuilt(self, values: Mapping[str, Any]) -> None:
+        """Refuse values that another object's fields brought beside its runtime object, and that were changed."""
+        if self.handed_in is self._runtime:
+            names = {*self.runtime_names, *self.settled} - {"token"}
+            told = {name: values[name] for name in names if values.get(name) is not None}
+            self._refuse_beside(name for name, value in told.items() if value != getattr(self, name))
 
     @classmethod
     def _description(cls, runtime: Any) -> dict[str, Any]:
@@ -155,7 +279,7 @@ class LoadingFields(BaseModel):
         return {ours: options[theirs] for ours, theirs in cls.runtime_names.items() if theirs in options}
 
     def _runtime_arguments(self) -> dict[str, Any]:
-        return {theirs: getattr(self, ours) for ours, theirs in self.runtime_names.items()}
+        return {theirs: _loose(getattr(self, ours)) for ours, theirs in self.runtime_names.items()}
 
 
 class EmbedderFields(BaseModel):
@@ -233,6 +357,12 @@ class Arguments:
         self.values: dict[str, Any] = {}
         self._origins: dict[str, str] = {}
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """By field, the dictionary among the arguments that its value was found in."""
+        found = {field: origin.partition("[") for field, origin in self._origins.items()}
+        return {field: name for field, (name, bracket, _) in found.items() if bracket}
+
     def add(self, field: str, value: Any, origin: str) -> None:
         """Take a value; `None` leaves another value of the field as it is.
 
@@ -273,6 +403,47 @@ class Arguments:
 def document_names(field: str) -> dict[str, str]:
     """Return the further names of the document instruction, for a class whose own name of it is `field`."""
     return {name: field for name in (*OTHER_NAMES, *OTHER_NAMES.values()) if name != field}
+
+
+def _refuse_change(*_: Any, **__: Any) -> NoReturn:
+    raise ConfigurationError(
+        "An option cannot be changed in place, where nothing would read it. Assign a whole new value where the class "
+        "allows that (LangChain), or build a new object, which shares the loaded weights."
+    )
+
+
+class _FixedDict(dict[str, Any]):
+    """An option's dictionary; pickles and deep copies are plain ones."""
+
+    __setitem__ = __delitem__ = __ior__ = _refuse_change
+    clear = pop = popitem = setdefault = update = _refuse_change
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+class _FixedList(list[Any]):
+    """An option's list; pickles and deep copies are plain ones."""
+
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse_change
+    append = clear = extend = insert = pop = remove = reverse = sort = _refuse_change
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
+def fixed(value: Any) -> Any:
+    """Return a copy of a dictionary or list, and of those in it, that refuses changes; other values as they are."""
+    if type(value) is dict:
+        return _FixedDict({key: fixed(each) for key, each in value.items()})
+    return _FixedList(map(fixed, value)) if type(value) is list else value
+
+
+def _loose(value: Any) -> Any:
+    """Return what the runtime gets: the libraries below it may change what they are given."""
+    if isinstance(value, _FixedDict):
+        return {key: _loose(each) for key, each in value.items()}
+    return [_loose(each) for each in value] if isinstance(value, _FixedList) else value
 
 
 def names_of(*groups: type[BaseModel], **others: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from langchain_bge.rerank import BGERerank
     from langchain_bge.retriever import BGERetriever
     from langchain_bge.sparse import BGESparseEmbeddings
+    from langchain_bge.splitting import BGETokenSplitter
     from langchain_bge.token_retriever import BGETokenRetriever
 
 try:
@@ -26,6 +27,7 @@ _HOME = {
     "BGERetriever": "retriever",
     "BGESparseEmbeddings": "sparse",
     "BGETokenRetriever": "token_retriever",
+    "BGETokenSplitter": "splitting",
     "bind_index": "binding",
 }
 
@@ -36,6 +38,7 @@ __all__ = [
     "BGERetriever",
     "BGESparseEmbeddings",
     "BGETokenRetriever",
+    "BGETokenSplitter",
     "__version__",
     "bind_index",
 ]

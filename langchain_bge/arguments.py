@@ -72,9 +72,10 @@ def read_nested(arguments: Arguments, given: Mapping[str, Any], fields: Containe
         ConfigurationError: Two values for one field, or one that cannot be honoured.
     """
     nested = {name: _mapping(arguments.owner, name, given.get(name)) for name in NESTED}
-    _read_model_kwargs(arguments, nested["model_kwargs"], fields)
+    for name, read in (("model_kwargs", _read_model_kwargs), ("query_encode_kwargs", _read_query_kwargs)):
+        if name in given:  # {} too: it may stand in for another one
+            read(arguments, nested[name], fields)
     _read_encode_kwargs(arguments, nested["encode_kwargs"])
-    _read_query_kwargs(arguments, nested["query_encode_kwargs"])
     _read_token_limit(arguments)
 
 
@@ -99,8 +100,7 @@ def _read_model_kwargs(arguments: Arguments, entries: Mapping[str, Any], fields:
             arguments.add(names[key], value, origin)
         else:
             arguments.refuse(origin, value, RETIRED_MODEL_KWARGS[key])
-    if loader:
-        arguments.values["model_kwargs"] = {"model_kwargs": loader}
+    arguments.values["model_kwargs"] = {"model_kwargs": loader} if loader else {}
 
 
 def _without_dtype(arguments: Arguments, entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,14 +117,13 @@ def _read_encode_kwargs(arguments: Arguments, entries: Mapping[str, Any]) -> Non
             arguments.add(field, _encode_value(key, entries[key]), f"encode_kwargs[{key!r}]")
 
 
-def _read_query_kwargs(arguments: Arguments, entries: Mapping[str, Any]) -> None:
+def _read_query_kwargs(arguments: Arguments, entries: Mapping[str, Any], fields: Container[str]) -> None:
     fixed = {key: rule for key, rule in FIXED_ENCODE_KWARGS.items() if key != "prompt"}
     _check_encode_kwargs(arguments.owner, "query_encode_kwargs", entries, fixed, "prompt")
     if "prompt" in entries:
         arguments.add("query_instruction", entries["prompt"], "query_encode_kwargs['prompt']")
     kept = {key: value for key, value in entries.items() if key in ENCODE_KWARGS and value is not None}
-    if kept:
-        arguments.values["query_encode_kwargs"] = kept
+    arguments.values["query_encode_kwargs"] = kept
 
 
 def _read_token_limit(arguments: Arguments) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from langchain_core.load.serializable import Serializable
 from langchain_core.utils import secret_from_env
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
 from bge_runtime import ModelSpec
-from bge_runtime.fields import Arguments, LoadingFields, ModelName
+from bge_runtime.fields import Arguments, HandedIn, LoadingFields, ModelName
 from langchain_bge.arguments import NESTED, read_nested
 
 __all__ = ["ConfiguredModel"]
@@ -25,8 +25,9 @@ class Named(Serializable):
 class ConfiguredModel(LoadingFields, Named):
     """Options that describe a runtime object, and that object.
 
-    An option may be set after construction: it is checked as at construction and holds from the next call on.
-    Copies and pickles hold the options; weights come from the process's store.
+    An option may be set after construction: it is checked as at construction and holds from the next call on. A
+    dictionary of options is set as a whole: what the one before it had set goes back to its default, and changes in
+    place are refused. Copies and pickles hold the options; weights come from the process's store.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -44,20 +45,27 @@ class ConfiguredModel(LoadingFields, Named):
         description="As in LangChain's older classes. Entries with a field of their own go there.",
     )
 
-    _model: str | ModelSpec = PrivateAttr()
-    _is_injected: bool = PrivateAttr(default=False)
+    handed_in: HandedIn = None
+
+    _sources: dict[str, str] = PrivateAttr()  # field -> the dictionary among the arguments that its value came in
 
     def __init__(self, model: Any = None, **options: Any) -> None:
         """Check the options; load nothing."""
         given = options if model is None else {"model": model, **options}
         runtime = given.pop(self.injected, None)
-        values = self._completed(self._read(given).values, runtime)
-        model = values.get("model_name")
-        # The field holds a name, because a spec has no place in a dump.
-        super().__init__(**(values | {"model_name": model.id} if isinstance(model, ModelSpec) else values))
-        self._model = model if isinstance(model, ModelSpec) else self.model_name
-        self._is_injected = runtime is not None
-        self._runtime = runtime or self.runtime_type(**self._runtime_arguments())
+        arguments = self._read(given)
+        values = self._completed(arguments.values, runtime)
+        model, handed_in = values.get("model_name"), values.get("handed_in")
+        # The field holds a name, because a spec has no place in a dump; the spec of another name is of no use.
+        if isinstance(model, ModelSpec):
+            values |= {"model_name": model.id, "handed_in": model}
+        elif isinstance(handed_in, ModelSpec) and model != handed_in.id:
+            values["handed_in"] = None
+        super().__init__(**values)
+        self._sources = arguments.sources
+        built = self.handed_in is None or isinstance(self.handed_in, ModelSpec)
+        self._runtime = self.runtime_type(**self._runtime_arguments()) if built else self.handed_in
+        self._check_rebuilt(arguments.values)
 
     @property
     def model(self) -> str:
@@ -88,7 +96,8 @@ class ConfiguredModel(LoadingFields, Named):
         # Everything at once, past pydantic's own setters, which would come back here: a wrong option changes nothing.
         changed = self._changed({name: value})
         self.__dict__.update(changed.__dict__)
-        object.__setattr__(self, "__pydantic_private__", changed.__pydantic_private__)
+        for part in ("__pydantic_private__", "__pydantic_fields_set__"):
+            object.__setattr__(self, part, getattr(changed, part))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy over the same weights; `update` is checked as at construction."""
@@ -105,7 +114,7 @@ class ConfiguredModel(LoadingFields, Named):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the options, without the token."""
         options = {name: value for name, value in self._options().items() if name != "token"}
-        return _rebuild, (type(self), options)
+        return _rebuild, (type(self), options, set(self.model_fields_set), dict(self._sources))
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Show what differs from the defaults, and what the model's own settings come to."""
@@ -134,24 +143,41 @@ class ConfiguredModel(LoadingFields, Named):
         token = self.token.get_secret_value() if self.token else ""
         return {
             **super()._runtime_arguments(),
-            "model": self._model,
+            "model": self.handed_in or self.model_name,  # a spec, where one was handed in
             "model_kwargs": self.model_kwargs.get("model_kwargs"),
             "token": token or None,
         }
 
     def _options(self) -> dict[str, Any]:
         """Return arguments that build an equal object."""
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        if not self._is_injected:
-            return {**values, "model_name": self._model}
-        described = {*self.runtime_names, *NESTED}
-        kept = {name: value for name, value in values.items() if name not in described}
-        return {**kept, self.injected: self._runtime}
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
     def _changed(self, update: Mapping[str, Any]) -> Self:
-        renamed = {self.renamed.get(name, name): value for name, value in update.items()}
-        return type(self)(**{**self._options(), **renamed})
+        """Return a copy; a dictionary in the update takes the place of the one that was given before."""
+        given = dict(update)
+        runtime = given.pop(self.injected, None)
+        arguments = self._read(given)
+        dropped = {field for field, source in self._sources.items() if source in given}
+        if runtime is not None:
+            dropped |= {"handed_in", *self.runtime_names, *self.settled}
+        options = {name: value for name, value in self._options().items() if name not in dropped}
+        changed = options | arguments.values | ({} if runtime is None else {self.injected: runtime})
+        gone = dropped | arguments.values.keys()
+        sources = {field: source for field, source in self._sources.items() if field not in gone}
+        fields_set = (self.model_fields_set - dropped) | arguments.values.keys()
+        return _rebuild(type(self), changed, fields_set, sources | arguments.sources)
 
 
-def _rebuild(kind: type[ConfiguredModel], options: dict[str, Any]) -> ConfiguredModel:
-    return kind(**options)
+K = TypeVar("K", bound=ConfiguredModel)
+
+
+def _rebuild(
+    kind: type[K], options: dict[str, Any], fields_set: set[str] | None = None, sources: dict[str, str] | None = None
+) -> K:
+    # Pickles of before have the options only.
+    made = kind(**options)
+    if fields_set is not None:
+        object.__setattr__(made, "__pydantic_fields_set__", fields_set)
+    if sources is not None:
+        made._sources = sources
+    return made

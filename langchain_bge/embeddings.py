@@ -49,7 +49,8 @@ class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
         model: Hub id, name in the model table (`bge models`), folder, or `ModelSpec`. `model_name` is the same.
         query_instruction: Text before queries; `None` takes the model's own, `""` turns it off.
         examples: In-context examples before queries, for bge-en-icl: dictionaries with `query`, `response`, `instruct`.
-        embed_instruction: The same before documents. `document_instruction` is the same.
+        embed_instruction: The same before documents. `document_instruction` and
+            `text_instruction` are the same.
         normalize: Whether vectors have length 1; `None` does as the model's authors do.
         device, precision, batch_size, max_length, truncation, cache_folder, show_progress, ...: see the fields.
         vector_cache: Remembers vectors: a `bge_runtime.VectorCache`, or the path of its file.
@@ -190,6 +191,11 @@ class BGEEmbeddings(EmbedderFields, Instructed, Embeddings):
             own = self.embedder
             self._vision_embedder = own if isinstance(own, VisionEmbedder) else VisionEmbedder.of(own)
         return self._vision_embedder
+
+    def _runtimes(self) -> list[Any]:
+        # Each holds the weights for itself, as the store counts; two are often one.
+        made = [self.embedder, self._query_embedder, *([self._vision_embedder] if self._vision_embedder else [])]
+        return list(dict.fromkeys(made))
 
     def _resolved(self) -> dict[str, Any]:
         if self.embedder.known_spec is None:

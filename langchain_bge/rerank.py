@@ -15,6 +15,7 @@ from pydantic import Field
 from bge_runtime import DEFAULT_RERANKER, InputError, Ranked, Ranking, UnknownArgumentError, check_text
 from bge_runtime.fields import Count, ModelName, RerankerFields, Seconds, check_items, names_of
 from langchain_bge.configured import ConfiguredModel
+from langchain_bge.notes import RERANKING, annotated
 
 __all__ = ["BGERerank", "ScoringModel"]
 
@@ -253,4 +254,4 @@ def _with_score(document: Document, ranked: Ranked, partial: bool) -> Document:
     scores: dict[str, Any] = {"relevance_score": ranked.score}
     if partial:
         scores = {"partial_ranking": True, **({} if math.isnan(ranked.score) else scores)}
-    return document.model_copy(update={"metadata": {**document.metadata, **scores}})
+    return annotated(document, scores, RERANKING)

@@ -6,23 +6,28 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
+from numbers import Real
 from types import EllipsisType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from langchain_core.callbacks import (
+    AsyncCallbackManager,
     AsyncCallbackManagerForRetrieverRun,
+    CallbackManager,
     CallbackManagerForRetrieverRun,
 )
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from bge_runtime import ConfigurationError, UnknownArgumentError
 from bge_runtime.fields import Count
 from langchain_bge.binding import bind_index
-from langchain_bge.fusion import Hit, deduplicated, fused, limited
+from langchain_bge.fusion import Hit, fused
+from langchain_bge.notes import RERANKING
 from langchain_bge.rerank import BGERerank
+from langchain_bge.scores import cosine_of
 
 __all__ = ["BGERetriever"]
 
@@ -34,9 +39,10 @@ Source = VectorStore | BaseRetriever
 class BGERetriever(BaseRetriever):
     """Fetch candidates from one or several sources, rerank them, return the best.
 
-    Documents come back as copies, best first. Their metadata gains `retrieval_rank` (from 1), `retrieval_score` (the
-    store's own score, whose meaning is the store's; with several sources the fused one) and, from the reranker,
-    `relevance_score`. Each source and the reranker is a run of its own below the retriever's.
+    Documents come back as copies, best first. Their metadata gains `retrieval_rank` (from 1), `retrieval_score` and,
+    from the reranker, `relevance_score`. The retrieval's score is the cosine where the store gives it, or is Chroma or
+    FAISS, which tell their metric; else it is the store's own, which may be a distance. With several sources it is the
+    fused one. Each source and the reranker is a run of its own below the retriever's.
 
     Key init args:
         vectorstore: Where candidates come from.
@@ -46,10 +52,12 @@ class BGERetriever(BaseRetriever):
         fetch_k: How many candidates to take from each vector store. A retriever gives as many as it is set to.
         filter: Passed to vector stores as `filter=`.
         search_kwargs: Further arguments for the vector stores' search.
-        score_threshold: Lowest `relevance_score` to return.
+        score_threshold: Lowest `relevance_score` to return; a document that the reranker's `time_budget_s` left
+            without a score is none of them.
         index_path: Folder or file of the store's index: before the first query it is checked that the store's
             embeddings are those that filled it; see `bind_index`.
-        on_rerank_error: `raise`, or `keep_retrieval_order` with the failure in the reranker's run and in the log.
+        on_rerank_error: `raise`, or `keep_retrieval_order` with the failure in the reranker's run and in the log; the
+            threshold, for which there are no scores then, is not applied.
 
     Instantiate:
         ```python
@@ -97,16 +105,17 @@ class BGERetriever(BaseRetriever):
             super().__init__(**options)
         except ValidationError as error:
             raise ConfigurationError.from_validation("BGERetriever", error.errors()) from error
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
         if (self.vectorstore is None) == (not self.sources):
-            raise ValueError("pass vectorstore= for one source, or sources=[...] for several")
-        if self.score_threshold is not None and self.reranker is None:
-            raise ValueError("score_threshold= is on the reranker's scale; pass reranker= too")
+            got = "neither vectorstore= nor sources=" if self.vectorstore is None else "both vectorstore= and sources="
+            raise ConfigurationError(
+                f"BGERetriever got {got}. Pass vectorstore= for one source, or sources=[...] for several."
+            )
         if self.index_path is not None and self.vectorstore is None:
-            raise ValueError("index_path= belongs to vectorstore=; with sources=, call bind_index for each store")
-        return self
+            raise ConfigurationError(
+                f"BGERetriever got index_path={self.index_path!r} without vectorstore=, to which it belongs. "
+                "With sources=[...], call bind_index for each store."
+            )
+        self._check_threshold(self.score_threshold)
 
     def _get_relevant_documents(
         self,
@@ -121,12 +130,12 @@ class BGERetriever(BaseRetriever):
         search = self._search_kwargs(fetch_k, filter)
         self._check_index()
         hits = [self._fetch(source, query, search, run_manager) for source in self._sources()]
-        candidates, limits = deduplicated(fused(hits)), self._limits(k, score_threshold)
+        candidates, limits = self._candidates(hits), self._limits(k, score_threshold)
         try:
             ordered = self._rerank(candidates, query, limits[0], run_manager)
         except Exception as error:  # noqa: BLE001 - whatever fails in the second stage
             return self._without_reranking(candidates, limits[0], error)
-        return limited(ordered, *limits)
+        return self._limited(ordered, *limits)
 
     async def _aget_relevant_documents(
         self,
@@ -143,12 +152,12 @@ class BGERetriever(BaseRetriever):
             await asyncio.to_thread(self._check_index)
         fetches = [self._afetch(source, query, search, run_manager) for source in self._sources()]
         hits = await asyncio.gather(*fetches)
-        candidates, limits = deduplicated(fused(hits)), self._limits(k, score_threshold)
+        candidates, limits = self._candidates(hits), self._limits(k, score_threshold)
         try:
             ordered = await self._arerank(candidates, query, limits[0], run_manager)
         except Exception as error:  # noqa: BLE001 - whatever fails in the second stage
             return self._without_reranking(candidates, limits[0], error)
-        return limited(ordered, *limits)
+        return self._limited(ordered, *limits)
 
     def _check_index(self) -> None:
         if self.index_path is not None and not self._checked:
@@ -161,28 +170,32 @@ class BGERetriever(BaseRetriever):
     ) -> list[Hit]:
         if isinstance(source, BaseRetriever):
             return [(each, None) for each in source.invoke(query, {"callbacks": manager.get_child()})]
-        run = manager.get_child().on_retriever_start(None, query, name=_stage(source))
+        # Configured, since a handed-down manager lacks the handlers that are not inherited, such as collect_runs'.
+        run = CallbackManager.configure(manager.get_child()).on_retriever_start(None, query, name=_stage(source))
         try:
             hits = source.similarity_search_with_score(query, **search)
         except BaseException as error:
             run.on_retriever_error(error)
             raise
         run.on_retriever_end([document for document, _ in hits])
-        return [(document, float(score)) for document, score in hits]
+        cosine = cosine_of(source)
+        return [(document, cosine(score)) for document, score in hits]
 
     async def _afetch(
         self, source: Source, query: str, search: dict[str, Any], manager: AsyncCallbackManagerForRetrieverRun
     ) -> list[Hit]:
         if isinstance(source, BaseRetriever):
             return [(each, None) for each in await source.ainvoke(query, {"callbacks": manager.get_child()})]
-        run = await manager.get_child().on_retriever_start(None, query, name=_stage(source))
+        child = AsyncCallbackManager.configure(manager.get_child())  # as in `_fetch`
+        run = await child.on_retriever_start(None, query, name=_stage(source))
         try:
             hits = await source.asimilarity_search_with_score(query, **search)
         except BaseException as error:
             await run.on_retriever_error(error)
             raise
         await run.on_retriever_end([document for document, _ in hits])
-        return [(document, float(score)) for document, score in hits]
+        cosine = cosine_of(source)
+        return [(document, cosine(score)) for document, score in hits]
 
     def _rerank(
         self, candidates: Sequence[Document], query: str, k: int | None, manager: CallbackManagerForRetrieverRun
@@ -209,7 +222,39 @@ class BGERetriever(BaseRetriever):
         if self.on_rerank_error == "raise":
             raise error
         logger.warning("The reranker failed, the order of the first stage is kept: %s", error)
-        return limited(candidates, k, None)
+        return list(candidates[:k])
+
+    def _candidates(self, hits: Sequence[Sequence[Hit]]) -> list[Document]:
+        # Scores that the sources' documents bring along would pass for the reranker's.
+        return fused(hits, () if self.reranker is None else RERANKING)
+
+    def _limited(self, ordered: Sequence[Document], k: int | None, score_threshold: float | None) -> list[Document]:
+        """Return at most `k` documents, of which with a threshold each has a score that is not below it.
+
+        Raises:
+            ConfigurationError: The reranker gives no scores.
+        """
+        if score_threshold is None:
+            return list(ordered[:k])
+        passed = []
+        for document in ordered:
+            score = document.metadata.get("relevance_score")
+            if isinstance(score, Real):
+                passed += [document] if float(score) >= score_threshold else []
+            elif "partial_ranking" not in document.metadata:
+                raise ConfigurationError(
+                    f"score_threshold={score_threshold!r} needs scores, and {type(self.reranker).__name__} gives "
+                    f"metadata['relevance_score']={score!r}. Leave the threshold out, or pass "
+                    "a reranker that gives numbers, such as BGERerank."
+                )
+        return passed[:k]
+
+    def _check_threshold(self, score_threshold: float | None) -> None:
+        if score_threshold is not None and self.reranker is None:
+            raise ConfigurationError(
+                f"score_threshold={score_threshold!r} is on the reranker's scale, and BGERetriever has no reranker. "
+                "Pass reranker=, or leave the threshold out."
+            )
 
     def _sources(self) -> Sequence[Source]:
         return self.sources or ([] if self.vectorstore is None else [self.vectorstore])
@@ -223,8 +268,7 @@ class BGERetriever(BaseRetriever):
     def _limits(self, k: int | None, score_threshold: float | EllipsisType | None) -> tuple[int | None, float | None]:
         _check_count(k, "k")
         threshold = self.score_threshold if isinstance(score_threshold, EllipsisType) else score_threshold
-        if threshold is not None and self.reranker is None:
-            raise ConfigurationError("score_threshold= is on the reranker's scale, and there is no reranker.")
+        self._check_threshold(threshold)
         own = self.reranker.top_n if isinstance(self.reranker, BGERerank) else None if self.reranker else 4
         return k or self.k or own, threshold
 

@@ -24,6 +24,7 @@ from bge_runtime import (
     check_texts,
 )
 from bge_runtime.fields import Count, check_items
+from langchain_bge.notes import RERANKING, annotated
 
 __all__ = ["BGETokenRetriever"]
 
@@ -170,7 +171,7 @@ class BGETokenRetriever(BaseRetriever):
                 f"The index holds {hit.id!r}, which is the id of none of the documents. "
                 "Pass documents= that belong to the index, or remove the id from it."
             )
-        return document.model_copy(update={"metadata": {**document.metadata, "relevance_score": hit.score}})
+        return annotated(document, {"relevance_score": hit.score}, RERANKING)
 
 
 def _facts(metadatas: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

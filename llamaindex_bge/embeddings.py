@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, Literal, Self
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding, SimilarityMode, mean_agg
 from llama_index.core.bridge.pydantic import (
@@ -13,11 +14,13 @@ from llama_index.core.bridge.pydantic import (
     SerializerFunctionWrapHandler,
     model_serializer,
 )
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from bge_runtime import DEFAULT_EMBEDDER, ConfigurationError, Embedder, InputError, check_text, check_texts
 from bge_runtime.fields import (
     DocumentInstruction,
+    EmbedderArguments,
     EmbedderFields,
     ModelName,
     QueryInstruction,
@@ -32,6 +35,24 @@ from llamaindex_bge.options import WINDOW, ConfiguredModel, Window
 __all__ = ["BGEEmbedding"]
 
 Role = Literal["query", "document"]
+
+
+class Arguments(EmbedderArguments, total=False):
+    """Arguments of `BGEEmbedding` beside the model's name."""
+
+    model: str | os.PathLike[str]
+    query_instruction: str | None
+    text_instruction: str | None
+    document_instruction: str | None
+    embed_instruction: str | None
+    embed_batch_size: int
+    num_workers: int | None
+    embeddings_cache: BaseKVStore | None
+    rate_limiter: Any
+    callback_manager: CallbackManager | None
+    show_progress_bar: bool
+    target_devices: Sequence[str] | None
+    tokenizer_kwargs: Mapping[str, Any] | None
 
 
 class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
@@ -93,17 +114,32 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
         default=None, exclude=True, description="Key-value store of vectors, keyed by model, role and text."
     )
 
-    def __init__(self, model_name: Any = None, *, embedder: Embedder | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] | None = None,
+        *,
+        embedder: Embedder | None = None,
+        **options: Unpack[Arguments],
+    ) -> None:
         """Check the options; load nothing."""
         store = options.get("embeddings_cache")
         if store is not None and not isinstance(store, BaseKVStore):
             raise ConfigurationError(
                 f"embeddings_cache={store!r} is not a BaseKVStore. Pass one, such as SimpleKVStore()."
             )
-        given = options if model_name is None else {"model_name": model_name, **options}
-        super().__init__(embedder=embedder, **given)
+        given: dict[str, Any] = {} if model_name is None else {"model_name": model_name}
+        super().__init__(embedder=embedder, **given, **options)
         # Past our own __setattr__, which refuses these fields, and past `model_fields_set`: nobody has set them.
         self.__dict__.update(known_defaults(self.embedder))
+
+    @property
+    def model(self) -> str:
+        """The model's name; `model_name` is the same."""
+        return self.model_name
+
+    @classmethod
+    def _description(cls, runtime: Any) -> dict[str, Any]:
+        return {**super()._description(runtime), **known_defaults(runtime)}
 
     def to_payload(self) -> dict[str, Any]:
         """Return what events say about this embedder: the instructions in force, and no secrets."""
@@ -251,6 +287,9 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
         # The identity of a model may need a look at its files.
         cache = await asyncio.to_thread(self._cache, role)
         return await compute(texts) if cache is None else await cache.aget(texts, compute)
+
+    def _resolved(self) -> dict[str, Any]:
+        return {**super()._resolved(), **known_defaults(self.embedder)}
 
     def _cache(self, role: Role) -> CachedVectors | None:
         if self.embeddings_cache is None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from llama_index.core.bridge.pydantic import Field
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 from bge_runtime import DEFAULT_RERANKER, InputError, Ranking, Reranker, check_text
-from bge_runtime.fields import Count, Flag, ModelName, RerankerFields, Seconds, names_of
+from bge_runtime.fields import Count, Flag, ModelName, RerankerArguments, RerankerFields, Seconds, names_of
 from llamaindex_bge.events import rerank_events
+from llamaindex_bge.notes import PARTIAL, RETRIEVAL_SCORE, annotated
 from llamaindex_bge.options import ConfiguredModel
 
 __all__ = ["BGERerank"]
-
-RETRIEVAL_SCORE = "retrieval_score"
-PARTIAL = "partial_ranking"
 
 
 class Limited(ConfiguredModel):
@@ -30,11 +30,22 @@ class Limited(ConfiguredModel):
     score_threshold: float | None = Field(default=None, description="Lowest score to return; None is any.")
 
 
+class Arguments(RerankerArguments, total=False):
+    """Arguments of `BGERerank` beside the model."""
+
+    model_name: str | os.PathLike[str]
+    top_n: int | None
+    score_threshold: float | None
+    time_budget_s: float | None
+    keep_retrieval_score: bool
+    callback_manager: CallbackManager | None
+
+
 class BGERerank(RerankerFields, Limited, BaseNodePostprocessor):
     """Rerank retrieved nodes with a BGE reranker, or by late interaction with an embedder.
 
-    Returns new `NodeWithScore` objects, best first; the nodes that come in stay as they are. Nodes are read
-    as they were embedded (`MetadataMode.EMBED`). Constructing loads nothing.
+    Returns copies, best first, that share nothing that can change with the nodes that come in. Nodes are read as they
+    were embedded (`MetadataMode.EMBED`). Constructing loads nothing.
 
     Args:
         model: Hub id, name in the model table, or folder, of a reranker or an embedder. `model_name` is
@@ -71,10 +82,21 @@ class BGERerank(RerankerFields, Limited, BaseNodePostprocessor):
         default=False, description=f"Whether copies of the nodes carry metadata[{RETRIEVAL_SCORE!r}]."
     )
 
-    def __init__(self, model: Any = None, *, reranker: Reranker | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        reranker: Reranker | None = None,
+        **options: Unpack[Arguments],
+    ) -> None:
         """Check the options; load nothing."""
-        given = options if model is None else {"model": model, **options}
-        super().__init__(reranker=reranker, **given)
+        given: dict[str, Any] = {} if model is None else {"model": model}
+        super().__init__(reranker=reranker, **given, **options)
+
+    @property
+    def model_name(self) -> str:
+        """The model's name; `model` is the same."""
+        return self.model
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -116,15 +138,7 @@ class BGERerank(RerankerFields, Limited, BaseNodePostprocessor):
         if self.keep_retrieval_score and RETRIEVAL_SCORE not in node.metadata:
             notes[RETRIEVAL_SCORE] = retrieved.score
         missing = partial and math.isnan(score)
-        return NodeWithScore(node=_annotated(node, notes) if notes else node, score=None if missing else score)
-
-
-def _annotated(node: BaseNode, notes: dict[str, Any]) -> BaseNode:
-    """Return a copy that carries the notes in its metadata, but not in the text that models read."""
-    hidden = {
-        keys: [*getattr(node, keys), *notes] for keys in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
-    }
-    return node.model_copy(update={"metadata": {**node.metadata, **notes}, **hidden})
+        return NodeWithScore(node=annotated(node, notes), score=None if missing else score)
 
 
 def _checked(nodes: Any, query_bundle: QueryBundle | None) -> tuple[QueryBundle, str, list[NodeWithScore]]:

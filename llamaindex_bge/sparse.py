@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, SparseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
 from bge_runtime import DEFAULT_SPARSE_EMBEDDER, ConfigurationError, Embedder, check_texts
-from bge_runtime.fields import ModelName, names_of
+from bge_runtime.fields import LoadingArguments, ModelName, names_of
 from llamaindex_bge.options import WINDOW, ConfiguredModel, Window
 
 if TYPE_CHECKING:
@@ -19,6 +20,14 @@ __all__ = ["BGESparseEmbedding"]
 
 # Token ids and their weights, one list each per text.
 IdsAndWeights = tuple[list[list[int]], list[list[float]]]
+
+
+class Arguments(LoadingArguments, total=False):
+    """Arguments of `BGESparseEmbedding` beside the model's name."""
+
+    model: str | os.PathLike[str]
+    embed_batch_size: int
+    num_workers: int | None
 
 
 class BGESparseEmbedding(ConfiguredModel, BaseSparseEmbedding):
@@ -63,11 +72,22 @@ class BGESparseEmbedding(ConfiguredModel, BaseSparseEmbedding):
 
     _runtime: Embedder = PrivateAttr()
 
-    def __init__(self, model_name: Any = None, *, embedder: Embedder | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] | None = None,
+        *,
+        embedder: Embedder | None = None,
+        **options: Unpack[Arguments],
+    ) -> None:
         """Check the options; load nothing."""
-        given = options if model_name is None else {"model_name": model_name, **options}
-        super().__init__(embedder=embedder, **given)
+        given: dict[str, Any] = {} if model_name is None else {"model_name": model_name}
+        super().__init__(embedder=embedder, **given, **options)
         self.embedder.expect_sparse()
+
+    @property
+    def model(self) -> str:
+        """The model's name; `model_name` is the same."""
+        return self.model_name
 
     @property
     def embedder(self) -> Embedder:

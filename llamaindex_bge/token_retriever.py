@@ -12,6 +12,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 
 from bge_runtime import ConfigurationError, Embedder, InputError, ModelSpec, Reranker, TokenHit, TokenIndex
 from bge_runtime.fields import check_items
+from llamaindex_bge.notes import annotated
 
 __all__ = ["BGETokenRetriever"]
 
@@ -22,7 +23,7 @@ class BGETokenRetriever(BaseRetriever):
     """Compare the query's token vectors with those of every node; for corpora that fit in memory.
 
     Scores are the mean over the query's tokens of the best cosine with a token of the node. Nodes are read as an
-    index would embed them (`MetadataMode.EMBED`). Constructing loads nothing.
+    index would embed them (`MetadataMode.EMBED`), and copies of them are returned. Constructing loads nothing.
 
     Examples:
         ```python
@@ -122,7 +123,7 @@ class BGETokenRetriever(BaseRetriever):
                 f"The index holds {unknown[0]!r}, which is the id of none of the nodes. "
                 "Pass nodes= that belong to the index, or remove the id from it."
             )
-        return [NodeWithScore(node=self._nodes[hit.id], score=hit.score) for hit in hits]
+        return [NodeWithScore(node=annotated(self._nodes[hit.id], {}), score=hit.score) for hit in hits]
 
 
 def _by_id(nodes: Iterable[BaseNode]) -> dict[str, BaseNode]:

@@ -82,7 +82,7 @@ def rows_of(request: Request, texts: Sequence[str], output: Output) -> Flow[list
         bulk=request.role == "document",
         show_progress=request.show_progress,
     )
-    runner.note_truncation(rows.cut, len(texts))
+    runner.note_truncation(rows, texts)
     return rows.values
 
 

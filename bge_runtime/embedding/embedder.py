@@ -80,7 +80,7 @@ class Embedder(Model):
             normalize: Whether vectors have length 1; `None` does as the model's authors do.
             truncate_dim: Keep this many leading dimensions, before normalising.
             max_length: Longest input in tokens; `None` takes the model's own.
-            truncation: What to do about longer texts: cut `silent`, cut and `warn` once per call, or `error`.
+            truncation: What to do about longer texts: cut `silent`, cut and `warn` the first time, or `error`.
             batch_size: Most texts in a forward pass; `None` sets no limit.
             batch_tokens: Most padded tokens in a forward pass; `None` takes the device's default.
             show_progress: Whether to show a progress bar on standard error.
@@ -232,7 +232,7 @@ class Embedder(Model):
         checked = check_texts(texts)
         rows = run(self.read_tokens(checked, bulk=role == "document"))
         check_finite(rows.values, self.model, lambda index: named("texts", index, checked[index]))
-        self._runner.note_truncation(rows.cut, len(rows.values))
+        self._runner.note_truncation(rows, checked)
         return rows.values
 
     def count_tokens(self, texts: Iterable[str]) -> list[int]:

@@ -136,7 +136,7 @@ class VisionEmbedder(Embedder):
             return self.encoding.nothing
         tokenize = partial(self._hold().tokenizing.texts, max_length=self.max_length)
         rows = yield from self._runner.rows(texts, tokenize, "model", bulk=len(texts) > INTERACTIVE_IMAGES)
-        self._runner.note_truncation(rows.cut, len(texts))
+        self._runner.note_truncation(rows, texts)
         features = yield from self._image_features(pictures, show_progress)
         return self._checked(features + np.stack(rows.values), pictures)
 

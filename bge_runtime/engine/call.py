@@ -40,6 +40,11 @@ class Prepared(Protocol):
         ...
 
     @property
+    def first_cut(self) -> int | None:
+        """Which item was the first of them."""
+        ...
+
+    @property
     def passages(self) -> list[int]:
         """How many inputs each item gave."""
         ...
@@ -53,11 +58,13 @@ class Rows:
         values: One per input, in order.
         passages: How many inputs each item gave.
         cut: Items that were too long.
+        first_cut: Which item was the first of them.
     """
 
     values: list[Any] = field(default_factory=list)
     passages: list[int] = field(default_factory=list)
     cut: int = 0
+    first_cut: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,11 +101,15 @@ class Call:
             window, in_flight = DEADLINE_WINDOW, len(items) + 1
         pending: deque[Job] = deque()
         rows = Rows()
+        read = 0
         try:
             for part in self._windows(items, window):
                 if self.deadline is not None and self.deadline.passed:
                     break
                 inputs = yield from self._prepared(partial(prepare, part))
+                if inputs.truncated and not rows.cut:
+                    rows.first_cut = read + (inputs.first_cut or 0)
+                read += len(part)
                 rows.cut += inputs.truncated
                 rows.passages += inputs.passages
                 if rows.cut and self.refuse is not None:

@@ -16,8 +16,10 @@ class PreparedInputs:
         sequences: Token sequences or pictures, item after item.
         passages: How many of them each item gave.
         truncated: How many items were cut.
+        first_cut: Which item was the first of them.
     """
 
     sequences: list[Any]
     passages: list[int]
     truncated: int = 0
+    first_cut: int | None = None

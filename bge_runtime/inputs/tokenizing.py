@@ -106,19 +106,21 @@ class Tokenizing:
             overlap: Tokens that two passages of a longer text share; `None` cuts its end off instead.
         """
         room = max(max_length - self._single.size, 0)
-        truncated = 0
+        cut: list[int] = []
         sequences, passages = [], []
         whole = [text if isinstance(text, str) else "".join(text) for text in texts]
-        for text, ids in zip(texts, self._content(whole), strict=True):
+        for index, (text, ids) in enumerate(zip(texts, self._content(whole), strict=True)):
             if isinstance(text, str):
                 parts = split_ids(ids, room, overlap)
-                truncated += overlap is None and len(ids) > room
+                is_cut = overlap is None and len(ids) > room
             else:
                 parts = [self._cut_inside(text, ids, room)]
-                truncated += parts[0] is not ids
+                is_cut = parts[0] is not ids
+            if is_cut:
+                cut.append(index)
             sequences += [self._single.build(part) for part in parts]
             passages.append(len(parts))
-        return PreparedInputs(sequences, passages, truncated)
+        return PreparedInputs(sequences, passages, len(cut), cut[0] if cut else None)
 
     def pairs(self, pairs: Sequence[tuple[str, str]], max_length: int, overlap: int | None = None) -> PreparedInputs:
         """Tokenise (query, document) pairs; a query keeps at most three quarters, the document is made to fit.
@@ -133,16 +135,17 @@ class Tokenizing:
         distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
         content = dict(zip(distinct, self._content(distinct), strict=True))
         query_room = max(min(int(max_length * QUERY_SHARE), max_length - self._pair.size), 0)
-        truncated = 0
+        cut: list[int] = []
         sequences, passages = [], []
-        for query, document in pairs:
+        for index, (query, document) in enumerate(pairs):
             first = content[query][:query_room]
             room = max(max_length - self._pair.size - len(first), 0)
             parts = split_ids(content[document], room, overlap)
-            truncated += (overlap is None and len(content[document]) > room) or len(content[query]) > query_room
+            if (overlap is None and len(content[document]) > room) or len(content[query]) > query_room:
+                cut.append(index)
             sequences += [self._pair.build(first, part) for part in parts]
             passages.append(len(parts))
-        return PreparedInputs(sequences, passages, truncated)
+        return PreparedInputs(sequences, passages, len(cut), cut[0] if cut else None)
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token, `None` if it is not in the vocabulary."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from functools import cached_property, partial
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, Self, TypeVar
 
 from bge_runtime.backends.execution import Execution, choose_execution
+from bge_runtime.engine.flow import Flow
 from bge_runtime.errors import ConfigurationError, UnknownArgumentError
 from bge_runtime.loading.runner import Runner
 from bge_runtime.loading.source import ModelSource
+from bge_runtime.loading.store import arun
 from bge_runtime.locks import cached_property
 from bge_runtime.models.spec import ModelSpec
 
 __all__ = ["Model"]
+
+T = TypeVar("T")
 
 
 class Model(ABC):
@@ -94,9 +98,17 @@ class Model(ABC):
     def warm_up(self) -> Self:
         """Load the weights ahead of the first call."""
 
+    async def awarm_up(self) -> Self:
+        """Load the weights without blocking the event loop; see `warm_up`."""
+        return await arun(_body(self.warm_up))
+
     def close(self) -> None:
         """Free the weights if nobody else holds them; a later call loads them again."""
         self._runner.close()
+
+    async def aclose(self) -> None:
+        """Close without blocking the event loop; see `close`."""
+        await arun(_body(self.close))
 
     def __enter__(self) -> Self:
         """Return itself; leaving the block closes it."""
@@ -105,6 +117,14 @@ class Model(ABC):
     def __exit__(self, *exception: object) -> None:
         """Close."""
         self.close()
+
+    async def __aenter__(self) -> Self:
+        """Return itself; leaving the block closes it."""
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        """Close."""
+        await self.aclose()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy as options, the access token included."""
@@ -142,3 +162,9 @@ class Model(ABC):
                 f"max_length={asked} is more than the {limit} tokens that {self.model!r} can read. "
                 f"Use at most {limit}, or None for {spec.max_length}."
             )
+
+
+def _body(function: Callable[[], T]) -> Flow[T]:
+    """Return the body of a call that waits for nothing in between, to be run on one of the process's threads."""
+    return function()
+    yield  # what makes it a body

@@ -29,6 +29,8 @@ logger = logging.getLogger("bge_runtime")
 T = TypeVar("T", bound=Hashable)
 
 Truncation = Literal["silent", "warn", "error"]
+# Of a text that was too long, in the warning.
+SHOWN_CHARACTERS = 60
 # Called with the number of items just finished; `None` where no bar is shown.
 Progress = Callable[[int], object] | None
 
@@ -58,6 +60,7 @@ class Runner:
         self._batch_tokens = check_count(batch_tokens, "batch_tokens")
         self._show_progress = check_flag(show_progress, "show_progress")
         self._loaded: LoadedModel | None = None
+        self._told = False
 
     @property
     def max_length(self) -> int:
@@ -124,21 +127,37 @@ class Runner:
         # No bar that is merely disabled: making one takes a lock of the whole process.
         return _bar(total, self.source.name) if visible else nullcontext()
 
-    def note_truncation(self, cut: int, asked: int) -> None:
-        """Count the inputs of a call that were cut, and say so where that was asked for."""
-        if not cut:
-            return
+    def note_truncation(self, rows: Rows, items: Sequence[str | tuple[str, str]]) -> None:
+        """Count the items of a call that were cut, and say so the first time, where that was asked for."""
+        if rows.cut:
+            self.note_cut(rows.cut, len(items), items[rows.first_cut or 0], self.max_length)
+
+    def note_cut(self, cut: int, asked: int, first: str | tuple[str, str], max_length: int) -> None:
+        """Do the same for what was read in several parts.
+
+        Args:
+            cut: How many items were cut.
+            asked: Of how many.
+            first: The first that was cut; of a pair the longer text is shown.
+            max_length: The tokens that it was cut to.
+        """
         self.truncated += cut
         STORE.counters.add(truncated=cut)
-        if self._truncation == "warn":
-            logger.warning(
-                "%d of %d texts were cut to the %d tokens that %r reads. "
-                "Split long texts, or pass truncation='silent'.",
-                cut,
-                asked,
-                self.max_length,
-                self.source.name,
-            )
+        if self._truncation != "warn" or self._told:
+            return
+        self._told = True
+        kind, text = ("texts", first) if isinstance(first, str) else ("pairs", max(first, key=len))
+        logger.warning(
+            "%d of %d %s were cut to the %d tokens that %r reads; the first that is too long begins %r. "
+            "Split long texts, or pass truncation='silent'. "
+            "bge_runtime tells this once per object and counts further ones: truncated_count.",
+            cut,
+            asked,
+            kind,
+            max_length,
+            self.source.name,
+            text[:SHOWN_CHARACTERS],
+        )
 
     def options(self) -> dict[str, Any]:
         """Return the arguments that describe this, without the access token."""

@@ -65,7 +65,7 @@ class CrossEncoder:
             show_progress=show_progress,
             deadline=deadline,
         )
-        self._runner.note_truncation(rows.cut, len(pairs))
+        self._runner.note_truncation(rows, pairs)
         width = len(output.layers) if isinstance(output, LayerScore) else 1
         values = np.asarray(rows.values, dtype=np.float32).reshape(len(rows.values), width)
         owners = np.repeat(np.arange(len(rows.passages)), rows.passages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from bge_runtime.embedding.instructions import Role
 from bge_runtime.embedding.settings import digest
+from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow
 from bge_runtime.loading.runner import Runner, distinct
@@ -32,8 +34,22 @@ WINDOW_VALUES = 64_000_000
 LARGE_DIMENSION = 1024
 CHARACTERS_PER_TOKEN = 2  # hardly ever fewer
 
-# By text, the value of each of its passages; and how many texts were cut.
-Read: TypeAlias = tuple[dict[str, list[Any]], int]
+# By text, the value of each of its passages.
+Read: TypeAlias = dict[str, list[Any]]
+
+
+@dataclass(slots=True)
+class Cut:
+    """How many of the texts of a call were too long, and the first that was."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, rows: Rows, texts: Sequence[str]) -> None:
+        """Count those of a part of the call."""
+        if rows.first_cut is not None and not self.count:
+            self.first = texts[rows.first_cut]
+        self.count += rows.cut
 
 
 class LateInteraction:
@@ -86,7 +102,8 @@ class LateInteraction:
         scores = np.full(len(different), np.nan, dtype=np.float32)
         given_queries, given_documents = [query for query, _ in pairs], [document for _, document in pairs]
         queries = list(dict.fromkeys(given_queries))
-        query_values, cut = yield from self._read(queries, "query", given_queries, deadline=deadline)
+        cut = Cut()
+        query_values = yield from self._read(queries, "query", given_queries, cut, deadline=deadline)
         places: dict[str, list[int]] = defaultdict(list)
         for index, (query, document) in enumerate(different):
             if query in query_values:
@@ -101,15 +118,16 @@ class LateInteraction:
         documents = list(places) if deadline else sorted(places, key=len)
         with self._runner.progress(len(set(given_documents)), show_progress) as progress:
             bulk = len(different) > INTERACTIVE_PAIRS
-            cut += yield from self._each(documents, given_documents, keep, progress, bulk=bulk, deadline=deadline)
-        self._runner.note_truncation(cut, len(queries) + len(documents))
+            yield from self._each(documents, given_documents, keep, progress, cut, bulk=bulk, deadline=deadline)
+        self._note(cut, len(queries) + len(documents))
         return scores[numbers]
 
     def query_vectors(self, query: str) -> Flow[NDArray[np.float32]]:
         """Return a query's token vectors, float32 of shape (tokens, dimension)."""
-        found, cut = yield from self._read([query], "query", [query])
+        cut = Cut()
+        found = yield from self._read([query], "query", [query], cut)
         (value,) = found[query]
-        self._runner.note_truncation(cut, 1)
+        self._note(cut, 1)
         return self.comparison.vectors(value)
 
     def document_vectors(
@@ -132,8 +150,9 @@ class LateInteraction:
 
         different = sorted(dict.fromkeys(texts), key=len)
         with self._runner.progress(len(different), show_progress) as progress:
-            cut = yield from self._each(different, texts, keep_vectors, progress, bulk=True, deadline=None)
-        self._runner.note_truncation(cut, len(different))
+            cut = Cut()
+            yield from self._each(different, texts, keep_vectors, progress, cut, bulk=True, deadline=None)
+        self._note(cut, len(different))
 
     def _each(
         self,
@@ -141,32 +160,31 @@ class LateInteraction:
         given: Sequence[str],
         keep: Callable[[str, list[Any]], object],
         progress: Callable[[int], object] | None,
+        cut: Cut,
         *,
         bulk: bool,
         deadline: Deadline | None,
-    ) -> Flow[int]:
-        """Read documents a window at a time and hand out the values of each; return how many were cut."""
-        cut = 0
+    ) -> Flow[None]:
+        """Read documents a window at a time, hand out the values of each, and note what was cut."""
         for window in _windows(documents, self.embedder):
-            found, more = yield from self._read(window, "document", given, bulk=bulk, deadline=deadline)
-            cut += more
+            found = yield from self._read(window, "document", given, cut, bulk=bulk, deadline=deadline)
             for document, passages in found.items():
                 keep(document, passages)
             found.clear()  # or two windows would be held while the next one is read
             if progress is not None:
                 progress(len(window))
-        return cut
 
     def _read(
         self,
         texts: Sequence[str],
         role: Role,
         given: Sequence[str],
+        cut: Cut,
         *,
         bulk: bool = False,
         deadline: Deadline | None = None,
     ) -> Flow[Read]:
-        """Return the values of each text's passages, and how many texts were cut; late ones are missing.
+        """Return the values of each text's passages, and note what was cut; late ones are missing.
 
         A text whose values are not finite is an error that names its place among those `given`; the others' are
         remembered all the same.
@@ -178,8 +196,9 @@ class LateInteraction:
         found = self._known(texts, role, cache)
         missing = [text for text in texts if text not in found]
         if not missing:
-            return found, 0
+            return found
         result = yield from comparison.read(missing, bulk=bulk, overlap=overlap, deadline=deadline)
+        cut.add(result, missing)
         values = iter(result.values)
         # A deadline may leave the last text with some of its passages only: that text counts as not read.
         computed = {
@@ -199,7 +218,11 @@ class LateInteraction:
             name = "queries" if role == "query" else "documents"
             first = named(name, given.index(broken[0]), broken[0])
             raise not_finite(self._runner.source.name, first, len(broken) - 1)
-        return found | computed, result.cut
+        return found | computed
+
+    def _note(self, cut: Cut, asked: int) -> None:
+        if cut.count:
+            self._runner.note_cut(cut.count, asked, cut.first, self.embedder.max_length)
 
     def _pool(self, computed: dict[str, list[Any]]) -> None:
         for text, passages in computed.items():

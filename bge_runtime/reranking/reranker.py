@@ -89,7 +89,7 @@ class Reranker(Model):
             prompt: What an LLM reranker is told to do with query A and passage B; `None` is the model's own.
             max_length: Longest pair in tokens (late interaction: longest text); `None` takes the model's own. The
                 prompt of an LLM reranker comes on top.
-            truncation: What to do about longer inputs: cut `silent`, cut and `warn` once per call, or `error`.
+            truncation: What to do about longer inputs: cut `silent`, cut and `warn` the first time, or `error`.
             batch_size: Most inputs in a forward pass; `None` sets no limit.
             batch_tokens: Most padded tokens in a forward pass; `None` takes the device's default.
             show_progress: Whether to show a progress bar on standard error.
@@ -110,6 +110,7 @@ class Reranker(Model):
                     "batching and loading options on the embedder, or pass its name as model=."
                 )
             source = model.source
+            truncation = model.options()["truncation"]
         # For late interaction this one holds no weights, which are the embedder's: it tells of progress and truncation.
         super().__init__(
             Runner(

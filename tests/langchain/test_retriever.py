@@ -7,10 +7,12 @@ import logging
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManagerForRetrieverRun
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.tracers.context import collect_runs
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 
@@ -273,3 +275,167 @@ def test_wrong_options_of_a_call_are_refused(store, options):
 def test_an_unknown_option_of_a_call_is_refused(store):
     with pytest.raises(TypeError):
         BGERetriever(vectorstore=store).invoke(QUERY, top=3)
+
+
+# Fusion
+
+
+def listed(*texts: str, **metadata: Any) -> Listed:
+    return Listed(found=[Document(page_content=text, metadata=dict(metadata)) for text in texts])
+
+
+def filled(*rows: tuple[str | None, str]) -> InMemoryVectorStore:
+    store = InMemoryVectorStore(BGEEmbeddings(model=MINILM))
+    store.add_texts([text for _, text in rows], ids=None if rows[0][0] is None else [str(name) for name, _ in rows])
+    return store
+
+
+def found_by(native_async: bool, *sources: Any) -> list[tuple[str, int, float]]:
+    found = ask(BGERetriever(sources=list(sources), k=99), native_async=native_async)
+    return [(each.page_content, each.metadata["retrieval_rank"], each.metadata["retrieval_score"]) for each in found]
+
+
+def test_a_text_counts_in_every_source_whether_or_not_it_has_an_id_there(native_async):
+    store = filled((None, TEXTS[0]), (None, TEXTS[2]))  # ids are made up
+    found = found_by(native_async, store, listed(TEXTS[2]))
+    assert found == [(TEXTS[2], 1, pytest.approx(1 / 62 + 1 / 61)), (TEXTS[0], 2, pytest.approx(1 / 61))]
+
+
+def test_an_id_belongs_to_its_source(native_async):
+    found = found_by(native_async, filled(("1", TEXTS[0])), filled(("1", TEXTS[4])))
+    assert {text for text, _, _ in found} == {TEXTS[0], TEXTS[4]}
+
+
+@pytest.mark.parametrize("copy", [{"id": "a", "page_content": "changed"}, {"id": "b", "page_content": "one"}])
+def test_ranks_count_what_stays(copy, native_async):
+    one, two = Document(id="a", page_content="one"), Document(id="c", page_content="two")
+    repeated = Listed(found=[one, Document(**copy), two])
+    assert found_by(native_async, repeated, listed("three"))[-1] == ("two", 3, pytest.approx(1 / 62))
+    alone = ask(BGERetriever(sources=[repeated], k=99), native_async=native_async)
+    assert [(each.page_content, each.metadata["retrieval_rank"]) for each in alone] == [("one", 1), ("two", 2)]
+
+
+def test_of_copies_the_best_ranked_is_returned(native_async):
+    worse = Listed(found=[Document(page_content="other"), Document(id="w", page_content="both", metadata={"of": "w"})])
+    retriever = BGERetriever(sources=[worse, listed("both", of="better")], k=1)
+    (best,) = ask(retriever, native_async=native_async)
+    assert (best.id, best.metadata["of"]) == (None, "better")
+
+
+# Thresholds
+
+
+class Scored(BaseDocumentCompressor):
+    """Gives every document the same score, or none."""
+
+    score: Any = "no score"
+
+    def compress_documents(self, documents: Any, query: str, callbacks: Any = None) -> Any:
+        given = {} if self.score == "no score" else {"relevance_score": self.score}
+        return [each.model_copy(update={"metadata": {**each.metadata, **given}}) for each in documents]
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.0, -1.0])
+@pytest.mark.parametrize("score", ["no score", None, "0.9"])
+def test_a_threshold_needs_a_reranker_that_gives_scores(store, score, threshold, native_async):
+    retriever = BGERetriever(vectorstore=store, reranker=Scored(score=score), k=2)
+    assert len(ask(retriever, native_async=native_async)) == 2
+    with pytest.raises(ConfigurationError, match=r"Scored gives metadata.*Leave the threshold out"):
+        ask(retriever, native_async=native_async, score_threshold=threshold)
+
+
+def test_scores_that_a_source_brings_along_are_not_the_rerankers(native_async):
+    retriever = BGERetriever(sources=[listed(*TEXTS, relevance_score=0.9)], reranker=Scored(), score_threshold=0.5)
+    with pytest.raises(ConfigurationError, match="Scored gives"):
+        ask(retriever, native_async=native_async)
+
+
+@pytest.mark.parametrize(("score", "passed"), [(0.5, 6), (np.float32(0.5), 6), (1, 6), (0.49, 0), (float("nan"), 0)])
+def test_any_number_is_a_score(store, score, passed, native_async):
+    retriever = BGERetriever(vectorstore=store, reranker=Scored(score=score), k=9, score_threshold=0.5)
+    assert len(ask(retriever, native_async=native_async)) == passed
+
+
+def test_documents_that_the_time_left_unscored_pass_no_threshold(native_async, monkeypatch):
+    def rank(*_: Any, **__: Any) -> Any:
+        ranked = [bge_runtime.Ranked(0, 0.5), bge_runtime.Ranked(1, float("nan"))]
+        return bge_runtime.Ranking(ranked, partial=True)
+        yield
+
+    monkeypatch.setattr(bge_runtime.Reranker, "_rank", rank)
+    retriever = BGERetriever(sources=[listed("one", "two")], reranker=BGERerank(model=MINILM, time_budget_s=9))
+    assert len(ask(retriever, native_async=native_async)) == 2
+    (passed,) = ask(retriever, native_async=native_async, score_threshold=-1.0)
+    assert passed.page_content == "one"
+
+
+def test_a_threshold_does_not_empty_what_stands_in_for_a_failed_reranker(store, native_async):
+    options = {"on_rerank_error": "keep_retrieval_order", "score_threshold": 0.5, "k": 2}
+    assert len(ask(BGERetriever(vectorstore=store, reranker=Broken(), **options), native_async=native_async)) == 2
+
+
+# What an earlier run left
+
+
+def test_what_an_earlier_run_noted_is_replaced_or_gone(native_async):
+    notes = {"retrieval_rank": 7, "retrieval_score": 0.9, "relevance_score": 0.9, "partial_ranking": True, "own": 1}
+    source = listed("one", **notes)
+    (found,) = ask(BGERetriever(sources=[source], reranker=Scored()), native_async=native_async)
+    assert found.metadata == {"retrieval_rank": 1, "own": 1}
+    kept = BGERetriever(sources=[source], reranker=Broken(), on_rerank_error="keep_retrieval_order")
+    assert ask(kept, native_async=native_async)[0].metadata == {"retrieval_rank": 1, "own": 1}
+    assert source.found[0].metadata == notes
+
+
+def test_results_share_nothing_with_what_the_sources_hold(native_async):
+    source = listed("one", inner={"pages": [1]})
+    for reranker in (None, BGERerank(model=MINILM)):
+        (found,) = ask(BGERetriever(sources=[source], reranker=reranker), native_async=native_async)
+        found.metadata["inner"]["pages"].append(2)
+        assert source.found[0].metadata == {"inner": {"pages": [1]}}
+
+
+# The run tree
+
+
+def test_handlers_that_are_not_handed_down_hear_of_both_stages(store, rerank, native_async):
+    retriever = BGERetriever(sources=[store, listed("one")], reranker=rerank)
+    with collect_runs() as collected:
+        ask(retriever, native_async=native_async)
+    (run,) = collected.traced_runs
+    assert sorted(each.name for each in run.child_runs) == ["BGERerank", "Listed", "retrieve: InMemoryVectorStore"]
+    assert {each.parent_run_id for each in run.child_runs} == {run.id}
+
+
+def test_a_failing_store_is_a_failed_run(native_async):
+    class Failing(InMemoryVectorStore):
+        def similarity_search_with_score(self, query: str, k: int = 4, **more: Any) -> Any:
+            raise RuntimeError("store down")
+
+        async def asimilarity_search_with_score(self, query: str, k: int = 4, **more: Any) -> Any:
+            raise RuntimeError("store down")
+
+    with collect_runs() as collected, pytest.raises(RuntimeError):
+        ask(BGERetriever(vectorstore=Failing(BGEEmbeddings(model=MINILM))), native_async=native_async)
+    (run,) = collected.traced_runs
+    assert "store down" in run.child_runs[0].error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 2}, "BGERetriever got neither vectorstore= nor sources=. Pass vectorstore= for one source, or sources"),
+        ({"sources": [listed("one")], "index_path": "here"}, "got index_path='here' without vectorstore=.*bind_index"),
+        ({"sources": [listed("one")], "score_threshold": 0.5}, "score_threshold=0.5 is on the reranker's scale, and"),
+    ],
+)
+def test_a_broken_rule_is_told_without_showing_objects(options, message):
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        BGERetriever(**options)
+    assert "Listed(" not in str(caught.value)
+    assert "Value error" not in str(caught.value)
+
+
+def test_two_sorts_of_source_are_one_too_many(store):
+    with pytest.raises(ConfigurationError, match="got both vectorstore= and sources="):
+        BGERetriever(vectorstore=store, sources=[listed("one")])

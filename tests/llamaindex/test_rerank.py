@@ -69,14 +69,6 @@ def test_what_comes_in_stays_as_it_is(nodes: list[NodeWithScore], keep: bool) ->
     assert not {id(node) for node in reranked} & {id(node) for node in nodes}
 
 
-def test_nodes_are_copied_only_to_be_annotated(nodes: list[NodeWithScore]) -> None:
-    by_id = {node.node_id: node.node for node in nodes}
-    plain = BGERerank(RERANKER).postprocess_nodes(nodes, query_str=QUERY)
-    annotated = BGERerank(RERANKER, keep_retrieval_score=True).postprocess_nodes(nodes, query_str=QUERY)
-    assert all(node.node is by_id[node.node_id] for node in plain)
-    assert all(node.node is not by_id[node.node_id] for node in annotated)
-
-
 def test_kept_retrieval_score_is_hidden_from_models_and_shown_to_users(nodes: list[NodeWithScore]) -> None:
     wanted = {node.node_id: node.score for node in nodes}
     reranked = BGERerank(RERANKER, top_n=None, keep_retrieval_score=True).postprocess_nodes(nodes, query_str=QUERY)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import numpy as np
 import pytest
 
 import bge_runtime
@@ -94,3 +96,63 @@ def test_a_new_process_with_another_model_is_refused_by_every_store(filled: Path
         for message in answer.values():
             assert MINILM in message, name
             assert OTHER in message, name
+
+
+def scores_by(store: Any) -> dict[str, float]:
+    found = BGERetriever(vectorstore=store, fetch_k=10, k=10).invoke(QUERY)
+    return {each.metadata["name"]: each.metadata["retrieval_score"] for each in found}
+
+
+def cosines(embeddings: BGEEmbeddings) -> dict[str, float]:
+    query, rows = embeddings.embed_query(QUERY), embeddings.embed_documents([each.page_content for each in documents()])
+    return dict(zip(names(documents()), (np.asarray(rows) @ query).tolist(), strict=True))
+
+
+def test_the_score_is_the_cosine_or_the_stores_own(place: Place) -> None:
+    embeddings = BGEEmbeddings(model=MINILM)
+    found = scores_by(place.open(embeddings))
+    place.close()
+    expected = cosines(embeddings)
+    assert len(found) == 4
+    # LanceDB measures another way than its attribute `distance` says: 2 - 2 cosine.
+    is_cosine = type(place).__name__ != "LanceDB"
+    wanted = {name: expected[name] if is_cosine else 2 - 2 * expected[name] for name in found}
+    assert found == pytest.approx(wanted, abs=1e-3)
+
+
+def faiss_with(embeddings: BGEEmbeddings, **options: Any) -> Any:
+    from langchain_community.vectorstores import FAISS
+
+    return FAISS.from_documents(documents(), embeddings, **options)
+
+
+def chroma_with(embeddings: BGEEmbeddings, space: str) -> Any:
+    import chromadb
+    from langchain_chroma import Chroma
+
+    settings = chromadb.config.Settings(anonymized_telemetry=False)
+    configuration = {"hnsw": {"space": space}}
+    options = {"client_settings": settings, "collection_configuration": configuration}
+    return Chroma.from_documents(documents(), embeddings, collection_name=f"{space}-{uuid4().hex}", **options)
+
+
+METRICS = {
+    "Chroma cosine": lambda embeddings: chroma_with(embeddings, "cosine"),
+    "Chroma l2": lambda embeddings: chroma_with(embeddings, "l2"),
+    "Chroma ip": lambda embeddings: chroma_with(embeddings, "ip"),
+    "FAISS inner product": lambda embeddings: faiss_with(embeddings, distance_strategy="MAX_INNER_PRODUCT"),
+    "FAISS cosine": lambda embeddings: faiss_with(embeddings, distance_strategy="COSINE"),
+}
+
+
+@pytest.mark.parametrize("make", METRICS.values(), ids=METRICS)
+def test_the_score_is_the_cosine_whatever_the_metric(make: Any) -> None:
+    embeddings = BGEEmbeddings(model=MINILM)
+    assert scores_by(make(embeddings)) == pytest.approx(cosines(embeddings), abs=1e-3)
+
+
+def test_the_score_stays_the_stores_own_where_the_metric_says_no_cosine() -> None:
+    raw = chroma_with(BGEEmbeddings(model=MINILM, normalize=False, truncate_dim=32), "l2")
+    found = raw.similarity_search_with_score(QUERY, k=5)
+    raw_scores = {document.metadata["name"]: score for document, score in found}
+    assert scores_by(raw) == pytest.approx(raw_scores)

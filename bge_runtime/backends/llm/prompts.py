@@ -70,17 +70,18 @@ class PromptedPairs(Tokenizing):
         content = dict(zip(distinct, self._content(distinct), strict=True))
         tail = [*self._separator, *self._prompt]
         query_room = max_length * 3 // 4
-        truncated = 0
+        cut: list[int] = []
         sequences, passages = [], []
-        for query, document in pairs:
+        for index, (query, document) in enumerate(pairs):
             asked, read = content[f"A: {query}"], content[f"B: {document}"]
             head = [*self._bos, *asked[:query_room], *self._separator]
             room = max(min(max_length, max_length + len(tail) - len(head)), 0)
             parts = self._passages(read, room, overlap)
-            truncated += (overlap is None and len(read) > room) or len(asked) > query_room
+            if (overlap is None and len(read) > room) or len(asked) > query_room:
+                cut.append(index)
             sequences += [_joined(head, part, tail) for part in parts]
             passages.append(len(parts))
-        return PreparedInputs(sequences, passages, truncated)
+        return PreparedInputs(sequences, passages, len(cut), cut[0] if cut else None)
 
     def _passages(self, ids: list[int], room: int, overlap: int | None) -> list[list[int]]:
         """Return the parts of a document; each begins with `B:`, as the whole does."""

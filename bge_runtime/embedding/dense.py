@@ -115,7 +115,7 @@ def token_rows(
 
 def _check(request: Request, found: Vectors, texts: Sequence[str], given: Sequence[str]) -> None:
     """Refuse vectors that are not finite; the message names the first text and its place among those given."""
-    whole = np.isfinite(found).all(axis=1)
+    whole = np.asarray(np.isfinite(found).all(axis=1))
     if not whole.all():
         broken = [text for text, sound in zip(texts, whole, strict=True) if not sound]
         what = named("texts", given.index(broken[0]), broken[0])

@@ -6,12 +6,15 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, MappingView, Sequence, Set
 from reprlib import Repr
 from typing import Any, TypeVar
+from unicodedata import category
 
 from bge_runtime.errors import InputError
 
-__all__ = ["check_items", "check_pairs", "check_text", "check_texts", "once", "pairs_of"]
+__all__ = ["check_items", "check_pairs", "check_text", "check_texts", "is_blank", "once", "pairs_of"]
 
 T = TypeVar("T", bound=Hashable)
+
+UNSEEN = frozenset(("Cc", "Cf", "Zl", "Zp", "Zs"))  # controls, formats such as U+200B, separators
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # Bounded in time too: what was passed by mistake may be large.
@@ -84,6 +87,11 @@ def pairs_of(query: str, documents: Iterable[str]) -> list[tuple[str, str]]:
     """Return the checked query with each checked document."""
     checked = check_text(query, "query")
     return [(checked, document) for document in check_texts(documents, "documents")]
+
+
+def is_blank(text: str) -> bool:
+    """Return whether nothing in a text can be seen: it holds spaces, controls and the like only."""
+    return all(category(character) in UNSEEN for character in text)
 
 
 def once(items: Sequence[T]) -> tuple[list[T], list[int]]:

@@ -17,6 +17,7 @@ from bge_runtime.embedding.settings import digest
 from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow
+from bge_runtime.inputs.checks import is_blank
 from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.reranking.base import INTERACTIVE_PAIRS, Pairs, Scores
 from bge_runtime.reranking.comparison import TokenComparison
@@ -97,7 +98,10 @@ class LateInteraction:
             self.embedder.close()
 
     def scores(self, pairs: Pairs, show_progress: bool | None, deadline: Deadline | None) -> Flow[Scores]:
-        """Return the score of each pair, each distinct text being read once; see `Scorer`."""
+        """Return the score of each pair, each distinct text being read once; see `Scorer`.
+
+        Two blank texts score 0.0: nothing is found where nothing is asked, though their special tokens are the same.
+        """
         different, numbers = distinct(pairs)
         scores = np.full(len(different), np.nan, dtype=np.float32)
         given_queries, given_documents = [query for query, _ in pairs], [document for _, document in pairs]
@@ -106,7 +110,9 @@ class LateInteraction:
         query_values = yield from self._read(queries, "query", given_queries, cut, deadline=deadline)
         places: dict[str, list[int]] = defaultdict(list)
         for index, (query, document) in enumerate(different):
-            if query in query_values:
+            if is_blank(query) and is_blank(document):
+                scores[index] = 0.0
+            elif query in query_values:
                 places[document].append(index)
 
         def keep(document: str, passages: list[Any]) -> None:
@@ -116,7 +122,7 @@ class LateInteraction:
 
         # Windows of like lengths; when time is short, the first documents first.
         documents = list(places) if deadline else sorted(places, key=len)
-        with self._runner.progress(len(set(given_documents)), show_progress) as progress:
+        with self._runner.progress(len(documents), show_progress) as progress:
             bulk = len(different) > INTERACTIVE_PAIRS
             yield from self._each(documents, given_documents, keep, progress, cut, bulk=bulk, deadline=deadline)
         self._note(cut, len(queries) + len(documents))

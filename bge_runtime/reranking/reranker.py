@@ -232,7 +232,7 @@ class Reranker(Model):
 
         Returns:
             Array float32 of shape (number of documents,), in input order: raw logits, or 0 to 1 with `normalize`;
-            -1 to 1 for late interaction.
+            -1 to 1 for late interaction, where two blank texts score 0.
 
         Raises:
             InputError: Something is not a string, or too long with `truncation="error"`.

@@ -81,3 +81,23 @@ def test_a_dense_weight_outside_0_to_1_is_refused(hub_cache, weight):
 def test_a_cross_encoder_has_no_dense_score_to_mix(hub_cache):
     with pytest.raises(bge_runtime.ConfigurationError, match="dense_weight"):
         bge_runtime.Reranker().rank(QUERY, DOCUMENTS, dense_weight=0.3)
+
+
+BLANK = ["", " ", "\n\t", "\u200b", "\xa0\ufeff"]
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "dense"}, {"mode": "hybrid"}, {"token_pooling": 2}], ids=str)
+def test_nothing_is_found_where_nothing_is_asked(hub_cache, options):
+    reranker = bge_runtime.Reranker("BAAI/bge-m3", max_length=64, truncation="silent", **options)
+    for query in BLANK:
+        scores = reranker.score(query, [*BLANK, "Paris"])
+        assert scores[:-1].tolist() == [0.0] * len(BLANK)
+        assert scores[-1] > 0.01
+    assert reranker.rank("", ["", "Paris"], time_budget_s=60)[0].index == 1
+    alone, nothing = reranker.score_pairs([("Paris", "Paris"), ("", " ")])
+    assert (float(nothing), float(alone)) == (0, pytest.approx(float(reranker.score("Paris", ["Paris"])[0]), abs=1e-5))
+
+
+@pytest.mark.parametrize("text", ["?", "\U0001f43c", "\u0301", "a"], ids=ascii)
+def test_one_sign_is_not_blank(hub_cache, text):
+    assert (bge_runtime.Reranker("BAAI/bge-small-en-v1.5").score(text, ["", text]) != 0).all()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import ntpath
 import os
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from bge_runtime.errors import ModelNotFoundError
 
@@ -17,8 +16,6 @@ __all__ = ["check_regular", "find_folder", "is_path", "read_card", "read_object"
 # Configurations have kilobytes; cards with benchmark results some hundred.
 LARGEST = 16 * 2**20
 LFS_POINTER = b"version https://git-lfs"
-# libyaml's, where PyYAML was built with it: cards with benchmark results take it milliseconds, and Python a second.
-_SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def find_folder(name: str) -> Path | None:
@@ -81,7 +78,9 @@ def read_object(file: Path) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise _damaged(file, f"it holds a {type(found).__name__} and no settings")
+        raise ModelNotFoundError(
+            f"{str(file)!r} holds no settings but a {type(found).__name__}. Copy the model's folder again."
+        )
     return found
 
 
@@ -103,23 +102,21 @@ def read_values(file: Path) -> Any:
 
 def read_card(folder: Path) -> dict[str, Any]:
     """Return the metadata of a folder's model card; empty when there is none that can be read."""
-    lines: list[str] = []
+    if not os.path.isfile(folder / "README.md"):
+        return {}
     try:
-        if not os.path.isfile(folder / "README.md"):
-            return {}
         with (folder / "README.md").open(encoding="utf-8-sig", errors="replace") as stream:
-            text = stream.read(LARGEST)
+            first, *rest = stream.read(LARGEST).splitlines() or [""]
     except OSError:
         return {}
-    first, *rest = text.splitlines() or [""]
     if first.rstrip() != "---":
         return {}
-    for line in rest:
-        if line.rstrip() == "---":
-            break
-        lines.append(line)
+    import yaml  # type: ignore[import-untyped] # here: most folders tell what they are without
+
+    # libyaml's, where PyYAML was built with it: cards with benchmark results take it milliseconds, and Python a second.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        found = yaml.load("\n".join(lines), Loader=_SAFE_LOADER)
+        found = yaml.load("\n".join(takewhile(lambda line: line.rstrip() != "---", rest)), Loader=loader)
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2024-13-45
         return {}
     return found if isinstance(found, dict) else {}

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 
 import bge_runtime
 from bge_runtime.cli.commands import app
@@ -234,6 +234,23 @@ def test_doctor_says_when_the_hub_refuses(bge, hub_client):
     shown = bge("doctor").stdout
 
     assert f"{endpoint}: NOT reachable" in shown
+
+
+@pytest.mark.parametrize("address", ["socks://me:secret@127.0.0.1:7890", "socks5://me:secret@127.0.0.1:7890"])
+def test_doctor_takes_the_way_of_a_download_and_names_the_proxies_on_it(bge, hub, hub_client, monkeypatch, address):
+    hub_client(hub.endpoint)
+    monkeypatch.setenv("ALL_PROXY", address)
+    close_session()  # the hub's client reads its environment once
+    try:
+        result = bge("doctor")
+    finally:
+        close_session()
+
+    assert result.exit_code == 0
+    assert f"{hub.endpoint}: NOT reachable" in result.stdout
+    assert f"proxy for all: {address.partition(':')[0]}://127.0.0.1:7890" in result.stdout
+    assert "secret" not in result.stdout
+    assert hub.requests == []
 
 
 def test_doctor_gives_up_on_a_hub_that_never_answers(bge, hub_client):

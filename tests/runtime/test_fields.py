@@ -20,6 +20,7 @@ import llamaindex_bge
 from bge_runtime import (
     ConfigurationError,
     Embedder,
+    ModelNotFoundError,
     Reranker,
     UnknownArgumentError,
     VectorCache,
@@ -106,6 +107,63 @@ def test_shared_fields_are_the_same_everywhere(kinds: list[Any], group: Any) -> 
     for name, field in group.model_fields.items():
         told = [(kind.model_fields[name].default, kind.model_fields[name].description) for kind in kinds]
         assert name in own or set(map(repr, told)) == {repr((field.default, field.description))}
+
+
+FLAGS = ["show_progress", "local_files_only", "trust_remote_code", "normalize", "legacy", "keep_retrieval_score"]
+
+
+@every_class
+@pytest.mark.parametrize("value", ["False", "no", "0", 0, 1, b"x"], ids=repr)
+def test_what_is_no_boolean_is_none_in_any_adapter(kind: Any, value: Any) -> None:
+    flags = [name for name in FLAGS if name in kind.model_fields]
+    assert len(flags) >= 3
+    for name in flags:
+        with pytest.raises(ConfigurationError, match=name):
+            kind(**{name: value})
+
+
+@every_class
+@pytest.mark.parametrize("option", ["revision", "token", "cache_folder", "keep_alive_s", "model_kwargs", "devices"])
+def test_options_of_another_kind_are_refused_by_any_adapter(kind: Any, option: str) -> None:
+    for value in (object(), "5" if option in ("keep_alive_s", "model_kwargs", "devices") else 5):
+        with pytest.raises(ConfigurationError):
+            kind(**{option: value})
+
+
+@every_class
+@pytest.mark.parametrize("name", ["/data/models/bge-m3", "./bge-m3", "~/bge-m3", "a/b/bge-m3", "D:/models/bge-m3"])
+def test_what_looks_like_a_path_is_one_in_any_adapter(kind: Any, name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="does not exist"):
+        kind(model=name)
+
+
+@every_class
+@pytest.mark.parametrize("options", [{"backend": "torch", "precision": "int8"}, {"device": "cuda:99"}], ids=repr)
+def test_what_cannot_run_is_found_when_the_adapters_object_is_made(kind: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        kind(**options)
+
+
+@pytest.mark.parametrize("kind", EMBEDDERS, ids=lambda kind: kind.__module__)
+@pytest.mark.parametrize("name", ["document_instruction", "embed_instruction", "text_instruction"])
+def test_the_document_instruction_is_taken_under_every_name_it_has(kind: Any, name: str) -> None:
+    model = kind(**{name: "passage: "})
+    assert model.embedder.document_instruction == "passage: "
+    assert pickle.loads(pickle.dumps(model)).embedder.document_instruction == "passage: "
+    own = "embed_instruction" if kind is langchain_bge.BGEEmbeddings else "text_instruction"
+    assert getattr(model, own) == "passage: "
+    if name != own:
+        with pytest.raises(ConfigurationError, match=f"two values for '{own}'"):
+            kind(**{name: "passage: ", own: "text: "})
+
+
+@pytest.mark.parametrize("name", ["document_instruction", "embed_instruction", "text_instruction"])
+def test_a_set_document_instruction_goes_where_the_adapter_lets_it(name: str) -> None:
+    model = langchain_bge.BGEEmbeddings()
+    setattr(model, name, "passage: ")
+    assert model.embedder.document_instruction == "passage: "
+    with pytest.raises(ConfigurationError, match="cannot change after construction"):
+        setattr(llamaindex_bge.BGEEmbedding(), name, "passage: ")
 
 
 def test_every_option_of_loading_is_a_field() -> None:

@@ -111,7 +111,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         return {}
     if first.rstrip() != "---":
         return {}
-    import yaml  # type: ignore[import-untyped] # here: most folders tell what they are without
+    import yaml  # here: most folders tell what they are without
 
     # libyaml's, where PyYAML was built with it: cards with benchmark results take it milliseconds, and Python a second.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

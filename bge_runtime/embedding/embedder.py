@@ -15,7 +15,7 @@ from bge_runtime.embedding.instructions import OTHER_NAMES, Example, Role, check
 from bge_runtime.embedding.settings import Encoding
 from bge_runtime.engine.call import Rows
 from bge_runtime.engine.deadline import Deadline
-from bge_runtime.engine.flow import Flow, run
+from bge_runtime.engine.flow import Flow
 from bge_runtime.errors import ConfigurationError, check_count, check_flag, check_string, public
 from bge_runtime.inputs.checks import check_items, check_text, check_texts
 from bge_runtime.loading.loaded import LoadedModel
@@ -23,7 +23,7 @@ from bge_runtime.loading.model import Model
 from bge_runtime.loading.options import LoadingOptions, with_loading_options, with_other_names
 from bge_runtime.loading.runner import Runner, Truncation
 from bge_runtime.loading.source import ModelSource
-from bge_runtime.loading.store import arun
+from bge_runtime.loading.store import arun, run
 from bge_runtime.locks import cached_property
 from bge_runtime.models.spec import DEFAULT_EMBEDDER, ModelSpec
 from bge_runtime.vectors.cache import VectorCache, check_cache

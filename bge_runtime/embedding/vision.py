@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.embedding.embedder import Embedder
-from bge_runtime.engine.flow import Flow, run
+from bge_runtime.engine.flow import Flow
 from bge_runtime.errors import ConfigurationError, public
 from bge_runtime.inputs.checks import check_texts
 from bge_runtime.inputs.images import ImageFormat, Picture, check_image_texts, check_images
-from bge_runtime.loading.store import arun
+from bge_runtime.loading.store import arun, run
 from bge_runtime.models.spec import ModelSpec
 from bge_runtime.vectors.finite import check_finite
 

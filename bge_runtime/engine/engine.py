@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from bge_runtime.engine.counters import Counters
-from bge_runtime.engine.flow import end_with_process
+from bge_runtime.engine.flow import process_ends
 from bge_runtime.engine.hooks import Hooks
 from bge_runtime.engine.job import Job
 from bge_runtime.engine.worker import Replica, Shared, WorkerThread
@@ -100,13 +100,13 @@ class Engine:
             job.future.cancel()
             raise
         if shared.ending:
-            end_with_process()
+            raise process_ends()
         raise EngineStoppedError(f"Model {self.name!r} was unloaded while the call was on its way. Call again.")
 
     def stop(self) -> None:
-        """End the workers because the process ends; calls that are pending are never answered, nor those that come.
+        """End the workers because the process ends; calls that are pending are never answered.
 
-        Only daemon threads can still make them, and an error there would be printed.
+        Only daemon threads can still wait for them, and an error there would be printed.
         """
         self._shared.ending = True
         self.retire()

@@ -11,22 +11,25 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from bge_runtime.errors import EngineStoppedError
 from bge_runtime.locks import Promise
 
-__all__ = ["Flow", "PreparePool", "drive", "end_with_process", "run"]
+__all__ = ["LONGEST_END_S", "Callers", "Flow", "PreparePool", "drive", "process_ends", "run"]
 
 T = TypeVar("T")
 Flow = Generator["Future[Any] | Callable[[], Any]", Any, T]
 
 PREPARE_THREADS = 4
 HEAVY_THREADS = 1  # the tokenizer uses all cores by itself
-LONGEST_END_S = 10.0  # what a thread does at the process's end may take longer than anybody wants to wait
+# What threads do when the process ends may take longer than anybody wants to wait: a load, a step of a call.
+LONGEST_END_S = 10.0
+LONGEST_STEP_S = 2.0
 
 
 class PreparePool:
@@ -44,13 +47,13 @@ class PreparePool:
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Run a light function soon."""
         if self._ending:
-            end_with_process()
+            raise process_ends()
         return self._light.submit(function, *arguments)
 
     def submit_heavy(self, function: Callable[[], T]) -> Future[T]:
         """Run a function after those that were handed in before it."""
         if self._ending:
-            end_with_process()
+            raise process_ends()
         return self._heavy.submit(function)
 
     def close(self) -> None:
@@ -119,32 +122,74 @@ def _work_off(work: SimpleQueue[Any]) -> None:
         del task, promise, function, arguments  # what is done need not live on until the next comes
 
 
-def end_with_process() -> NoReturn:
-    """End a call that comes while the process ends.
+class Callers:
+    """The threads that work for their calls just now, instead of waiting for an answer.
 
-    Raises:
-        EngineStoppedError: Somebody waits for it: a function of `atexit`.
+    Only daemon threads still call models when the process ends, and they are cut off wherever they are: in the middle
+    of native code, that aborts the process. What they return or raise reaches nobody, or is printed.
     """
-    if threading.current_thread().daemon:  # it ends with the process, and what it raised would be printed
-        SimpleQueue[None]().get()
-    raise EngineStoppedError(
-        "The process is ending, and its models have stopped. Functions of `atexit` can use models if they are "
-        "registered after the first import of an embedder or reranker."
+
+    def __init__(self) -> None:
+        """Begin with nobody."""
+        self.at_work: set[int] = set()
+        self.leaving = False
+
+    def stay(self) -> None:
+        """Hold a daemon thread for good; nothing happens on others, as exit handlers may use models."""
+        if self.leaving and threading.current_thread().daemon:
+            self.at_work.discard(threading.get_ident())
+            SimpleQueue[None]().get()
+
+    def leave(self) -> None:
+        """Wait until all who are at work have come to an end, or to a wait, but not for long."""
+        end = time.monotonic() + LONGEST_STEP_S
+        while self.at_work - {threading.get_ident()} and time.monotonic() < end:
+            time.sleep(0.001)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Count this thread as one at work."""
+        self.at_work.add(threading.get_ident())
+        try:
+            self.stay()
+            yield
+        finally:
+            self.at_work.discard(threading.get_ident())
+
+
+def process_ends() -> EngineStoppedError:
+    """Return the error of calls that come too late."""
+    return EngineStoppedError(
+        "The process is ending, and its models have stopped. A function of `atexit` can use models if it is registered "
+        "after the first import of an embedder or reranker, and they are loaded before."
     )
 
 
-def run(flow: Flow[T]) -> T:
+def run(flow: Flow[T], callers: Callers) -> T:
     """Drive the body on this thread; an interrupt cancels what it waits for."""
+    thread = threading.get_ident()
     try:
         value: Any = None
         while True:
+            callers.at_work.add(thread)
+            if callers.leaving:
+                callers.stay()
             wanted = flow.send(value)
             value = None  # what the body has let go of need not live on here until the next value comes
-            value = _wait(wanted) if isinstance(wanted, Future) else wanted()
+            if isinstance(wanted, Future):
+                callers.at_work.discard(thread)
+                value = _wait(wanted)
+            else:
+                value = wanted()
     except StopIteration as stop:
         result: T = stop.value
         return result
+    except Exception:
+        if callers.leaving:
+            callers.stay()
+        raise
     finally:
+        callers.at_work.discard(thread)
         flow.close()
 
 

@@ -241,7 +241,8 @@ class Worker:
         try:
             backend = replica.load()
         except BGEError as error:
-            logger.warning("Loading %r on %r again failed: %s", self._shared.name, replica.place["device"], error)
+            if not isinstance(error, EngineStoppedError):
+                logger.warning("Loading %r on %r again failed: %s", self._shared.name, replica.place["device"], error)
             self._end(error)
             return False
         with self._shared.changed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -78,8 +77,6 @@ class Runner:
         Raises:
             BGEError: The model cannot be found, run or loaded.
         """
-        if STORE.process != os.getpid():  # a fork that Python did not see
-            STORE.after_fork()
         if self._loaded is None or self._loaded.engine.closed:
             self._loaded = STORE.acquire(self.source, self.task, self)
         return self._loaded

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from bge_runtime.backends.base import Backend
 from bge_runtime.backends.devices import default_batch_tokens, release_memory
 from bge_runtime.backends.execution import Execution
+from bge_runtime.engine import flow as flows
 from bge_runtime.engine.counters import Counters
 from bge_runtime.engine.engine import Engine
-from bge_runtime.engine.flow import LONGEST_END_S, Flow, PreparePool, drive, end_with_process
+from bge_runtime.engine.flow import LONGEST_END_S, Callers, Flow, PreparePool, drive, process_ends
 from bge_runtime.engine.hooks import Hook, Hooks, LoadEvent
 from bge_runtime.engine.worker import Replica, WorkerThread
 from bge_runtime.errors import BackendError
@@ -38,6 +39,7 @@ __all__ = [
     "arun",
     "loaded_models",
     "remove_hook",
+    "run",
     "stats",
     "unload_models",
 ]
@@ -45,10 +47,6 @@ __all__ = [
 logger = logging.getLogger("bge_runtime")
 
 T = TypeVar("T")
-
-
-class _EndingError(Exception):
-    """The process ends while a model waits to be loaded."""
 
 
 class ModelStore:
@@ -71,31 +69,13 @@ class ModelStore:
         self._loading = threading.Lock()
         self._loader: threading.Thread | None = None  # who has it
         self._ending = False
-        self._counters = Counters()
-        self._hooks = Hooks(hooks)
-        self._pool = PreparePool()
+        self.counters = Counters()
+        self.hooks = Hooks(hooks)
+        self.pool = PreparePool()
+        self.callers = Callers()
         for model in self._models.values():
-            model.engine = model.engine.renew(self._counters, self._hooks)
+            model.engine = model.engine.renew(self.counters, self.hooks)
         self.process = os.getpid()
-
-    @property
-    def counters(self) -> Counters:
-        """What this process has done."""
-        if self.process != os.getpid():
-            self.after_fork()
-        return self._counters
-
-    @property
-    def hooks(self) -> Hooks:
-        """What is told of it."""
-        self.after_fork()
-        return self._hooks
-
-    @property
-    def pool(self) -> PreparePool:
-        """The threads that work for event loops."""
-        self.after_fork()
-        return self._pool
 
     def acquire(self, source: ModelSource, task: Literal["embed", "score"], holder: object) -> LoadedModel:
         """Return the model, loading it when nobody has, and note who holds it.
@@ -107,17 +87,14 @@ class ModelStore:
         """
         self.after_fork()
         if self._ending:
-            end_with_process()
+            raise process_ends()
         source.check_supported()
         # Two links to one snapshot are one model.
         folder = os.path.realpath(source.folder)  # before torch is imported: a missing model fails at once
         if source.adapter is not None:
             folder = f"{folder} with {source.adapter_digest}"
-        nested = threading.current_thread() is self._loader
-        try:
-            model, events = _on_own_thread(partial(self._hold_or_load, folder, source, task, holder, nested))
-        except _EndingError:
-            end_with_process()
+        asker = threading.current_thread()
+        model, events = _on_own_thread(partial(self._hold_or_load, folder, source, task, holder, asker))
         for event in events:
             self.hooks.tell(event)
         return model
@@ -137,7 +114,8 @@ class ModelStore:
                 model.note_keep_alive()
             for _, model in unused:
                 model.engine.retire()
-        self._close(unused)
+        with self.callers.working():
+            self._close(unused)
 
     def close(self) -> None:
         """Free all weights and end all threads."""
@@ -146,22 +124,30 @@ class ModelStore:
             models = list(self._models.items())
             for _, model in models:
                 model.engine.retire()
-        self._close(models)
-        self._pool.close()
+        with self.callers.working():
+            self._close(models)
+        self.pool.close()
+
+    def settle(self) -> None:
+        """Let no thread but the main one begin anything more, because the process ends; wait for a load."""
+        if self.process != os.getpid():  # a child that has never asked for anything has no threads
+            return
+        self.callers.leaving = True
+        if self._loading.acquire(timeout=LONGEST_END_S):
+            self._loading.release()
 
     def stop(self) -> None:
         """End all threads because the process ends."""
-        if self.process != os.getpid():  # a child that has never asked for anything has no threads
+        if self.process != os.getpid():
             return
+        self.settle()
         self._ending = True
         with self._lock:
             models = list(self._models.values())
         for model in models:
             model.engine.stop()
-        # A thread that loads would be cut off in the middle of code that does not survive it. Not given back: no load
-        # begins from here on.
-        self._loading.acquire(timeout=LONGEST_END_S)
-        self._pool.stop()
+        self.callers.leave()
+        self.pool.stop()
 
     def infos(self) -> list[LoadedModelInfo]:
         """Return one row per set of weights in memory."""
@@ -179,7 +165,7 @@ class ModelStore:
         with self._forking:
             if self.process != os.getpid():
                 # The old ones' locks may be held by threads that the child does not have.
-                self._begin(self._hooks.active)
+                self._begin(self.hooks.active)
 
     def _close(self, models: list[tuple[str, LoadedModel]]) -> None:
         """Free the weights of models that are retired, and forget them."""
@@ -200,7 +186,7 @@ class ModelStore:
             return model
 
     def _hold_or_load(
-        self, folder: str, source: ModelSource, task: Literal["embed", "score"], holder: object, nested: bool
+        self, folder: str, source: ModelSource, task: Literal["embed", "score"], holder: object, asker: threading.Thread
     ) -> tuple[LoadedModel, list[LoadEvent]]:
         executions = source.executions
         check_alike(executions)
@@ -211,14 +197,14 @@ class ModelStore:
         found = self._hold(key, source, holder)
         if found is not None:
             return found, []
-        if nested:
+        if asker is self._loader:
             raise BackendError(
                 f"Model {source.name!r} was asked for by code that runs while another model is loaded, and "
                 "one is loaded at a time: the call would wait for itself. Load it before (`warm_up`), or later."
             )
         with self._loading:
-            if self._ending:
-                raise _EndingError
+            if self._ending or (self.callers.leaving and asker.daemon):
+                raise process_ends()
             found = self._hold(key, source, holder)
             if found is not None:
                 return found, []
@@ -261,7 +247,7 @@ class ModelStore:
             bytes=sum(event.bytes for event in events),
             adapter=None if source.adapter is None else str(source.adapter),
         )
-        engine = Engine(replicas, source.name, self._counters, self._hooks)
+        engine = Engine(replicas, source.name, self.counters, self.hooks)
         holders = weakref.WeakKeyDictionary[object, float | None]()
         return LoadedModel(info, tokenizing, engine, default_batch_tokens(first.device), holders), events
 
@@ -269,8 +255,10 @@ class ModelStore:
         self, source: ModelSource, task: Literal["embed", "score"], execution: Execution, tokenizing: Tokenizing
     ) -> Backend:
         with self._loading:
+            if self.callers.leaving:
+                raise process_ends()
             backend, event = self._read(source, task, execution, tokenizing)
-        self._hooks.tell(event)
+        self.hooks.tell(event)
         return backend
 
     def _read(
@@ -287,9 +275,12 @@ class ModelStore:
             backend = read_backend(source, task, execution)
         finally:
             self._loader = None
+            # To be called before what this has imported takes itself apart: the last to come is the first to be called.
+            atexit.unregister(self.settle)
+            atexit.register(self.settle)
         if tokenizing is not None:
             backend.tokenizing = tokenizing
-        self._counters.add(loads=1)
+        self.counters.add(loads=1)
         event = LoadEvent(
             **place_of(source, execution),
             seconds=time.perf_counter() - started,
@@ -329,6 +320,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=STORE.after_fork)
 
 
+def run(flow: Flow[T]) -> T:
+    """Drive the body of a call on this thread; see `flow.run`."""
+    if STORE.process != os.getpid():  # a fork that Python did not see
+        STORE.after_fork()
+    return flows.run(flow, STORE.callers)
+
+
 async def arun(flow: Flow[T]) -> T:
     """Drive the body of a call from an event loop, its CPU work on the process's own threads; see `flow.drive`.
 
@@ -341,7 +339,13 @@ async def arun(flow: Flow[T]) -> T:
             "An event loop was started by a hook, on the thread that computes, and a model was called in it: the call "
             "could wait for itself. Call it from another thread, and do not wait for that one in a hook."
         )
-    return await drive(flow, STORE.pool)
+    STORE.after_fork()
+    STORE.callers.stay()
+    try:
+        return await drive(flow, STORE.pool)
+    except Exception:
+        STORE.callers.stay()
+        raise
 
 
 def loaded_models() -> list[LoadedModelInfo]:
@@ -356,6 +360,7 @@ def unload_models() -> None:
 
 def stats() -> dict[str, float]:
     """Return the sums since the process started: texts, tokens, batches, truncated texts, padding share, ..."""
+    STORE.after_fork()
     return STORE.counters.snapshot()
 
 
@@ -369,9 +374,11 @@ def add_hook(hook: Hook | type[Hook], *, once: bool = False) -> None:
     Raises:
         ConfigurationError: A method of `Hook` is missing.
     """
+    STORE.after_fork()
     STORE.hooks.add(hook, once=once)
 
 
 def remove_hook(hook: Hook) -> None:
     """Tell `hook` no more; nothing happens if it was not added."""
+    STORE.after_fork()
     STORE.hooks.remove(hook)

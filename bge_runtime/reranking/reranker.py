@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from bge_runtime.embedding.embedder import Embedder
 from bge_runtime.embedding.settings import digest
 from bge_runtime.engine.deadline import Deadline
-from bge_runtime.engine.flow import Flow, run
+from bge_runtime.engine.flow import Flow
 from bge_runtime.errors import ConfigurationError, check_choice, check_count, check_flag, public
 from bge_runtime.inputs.checks import check_pairs, pairs_of
 from bge_runtime.loading.model import Model
 from bge_runtime.loading.options import LoadingOptions, with_loading_options
 from bge_runtime.loading.runner import Runner, Truncation
 from bge_runtime.loading.source import ModelSource
-from bge_runtime.loading.store import arun
+from bge_runtime.loading.store import arun, run
 from bge_runtime.locks import cached_property
 from bge_runtime.models.spec import DEFAULT_RERANKER, ModelSpec
 from bge_runtime.reranking.base import LongDocument, Method, Pairs

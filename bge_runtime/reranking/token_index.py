@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.embedding.embedder import Embedder
-from bge_runtime.engine.flow import Flow, run
+from bge_runtime.engine.flow import Flow
 from bge_runtime.errors import ConfigurationError, IndexIdentityError, InputError, check_count, public
 from bge_runtime.inputs.checks import check_text, check_texts
-from bge_runtime.loading.store import arun
+from bge_runtime.loading.store import arun, run
 from bge_runtime.locks import ForkLock
 from bge_runtime.models.spec import ModelSpec
 from bge_runtime.reranking.late_interaction import LateInteraction

@@ -1,6 +1,6 @@
 """A program whose main thread is interrupted at one step after the other, as by the exception of a signal handler.
 
-    python -m tests.runtime.interrupted OPERATION [STRIDE]
+    python -m tests.runtime.interrupted STRIDE
 
 Prints the steps after which a call was not answered, or a copy of the weights had not one worker. A process of its own,
 as an interrupt may leave a thread of Python's that never comes up.
@@ -30,6 +30,7 @@ TRACED = ("bge_runtime/engine/", "loading/store.py", "loading/runner.py", "/lock
 ENTERING = ("LOAD_FAST", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_NAME")
 DEVICES = ["cpu", "cpu"]
 ANSWER_S = 10
+OPERATIONS = ("first call", "reload", "async", "close", "unload")
 
 
 class Interrupt(KeyboardInterrupt):
@@ -159,9 +160,7 @@ def wrong_after(operation: str, at: int) -> tuple[str | None, str]:
     return place, ""
 
 
-def main(operation: str, stride: int) -> None:
-    store.read_backend = lambda *_: Model()
-    store.release_memory = lambda _: None
+def interrupt_everywhere(operation: str, stride: int) -> None:
     wrong_after(operation, 0)  # what is imported and computed once is no step
     at = 0
     while True:
@@ -169,10 +168,13 @@ def main(operation: str, stride: int) -> None:
         if place is None:
             break
         if wrong:
-            print(at, place, wrong, flush=True)
+            sys.stdout.write(f"{operation} {at}: {place}: {wrong}\n")
         at += stride
-    print(f"{at} steps", file=sys.stderr)
+    assert at > stride, "nothing was interrupted"
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].replace("_", " "), int(sys.argv[2]) if len(sys.argv) > 2 else 1)
+    store.read_backend = lambda *_: Model()
+    store.release_memory = lambda _: None
+    for each in OPERATIONS:
+        interrupt_everywhere(each, int(sys.argv[1]))

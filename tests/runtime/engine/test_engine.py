@@ -252,17 +252,9 @@ def test_while_queries_come_an_ingestion_works_in_small_bites(monkeypatch):
     assert len(queue.take_batch(pads=False, most_tokens=None)) == 32
 
 
-def test_a_call_that_comes_while_the_process_ends_gets_no_answer_and_no_error(engine, fake_backend):
+def test_a_call_that_comes_too_late_while_the_process_ends_is_an_error(engine, fake_backend):
     engine.submit(job_of(1)).future.result(TIMEOUT_S)
-    engine.stop()
-    late = threading.Thread(target=engine.submit, args=(job_of(2),), daemon=True)  # only such threads live by then
-    late.start()
-    late.join(0.1)
-    assert late.is_alive()
-    assert fake_backend.batches == [[1]]
-
-
-def test_a_call_of_an_exit_handler_that_comes_too_late_gets_an_error(engine):
     engine.stop()
     with pytest.raises(EngineStoppedError, match="process is ending"):
         engine.submit(job_of(2))
+    assert fake_backend.batches == [[1]]

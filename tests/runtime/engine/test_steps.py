@@ -7,7 +7,7 @@ import threading
 import weakref
 from concurrent.futures import Future
 
-from bge_runtime.engine.flow import PreparePool, drive, run
+from bge_runtime.engine.flow import Callers, PreparePool, drive, run
 
 
 class Rows:
@@ -31,7 +31,7 @@ def alive(reference):
 
 
 def test_a_call_holds_no_result_that_was_used_while_it_waits_for_the_next():
-    assert run(two_windows([])) is False
+    assert run(two_windows([]), Callers()) is False
 
 
 async def test_neither_does_its_async_twin():

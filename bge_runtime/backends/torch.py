@@ -22,7 +22,7 @@ from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TorchBackend", "device_errors", "load", "no_progress_bars", "one_logit"]
+__all__ = ["TorchBackend", "check_weights", "device_errors", "load", "no_progress_bars", "one_logit"]
 
 
 def load(request: LoadRequest) -> TorchBackend:
@@ -145,6 +145,20 @@ class TorchBackend:
         if types.any():
             features["token_type_ids"] = types
         return {name: torch.from_numpy(array).to(self._device) for name, array in features.items()}
+
+
+def check_weights(model: torch.nn.Module, name: str) -> None:
+    """Refuse weights that are not finite where rounding them would make numbers of them.
+
+    Raises:
+        BackendError: Names the first one.
+    """
+    broken = next((each for each, weight in model.named_parameters() if not torch.isfinite(weight).all()), None)
+    if broken is not None:
+        raise BackendError(
+            f"{broken!r} of {name!r} holds NaN or infinities, which int8 would hide. The weights are damaged: fetch "
+            "them again. precision='float32' shows which texts are concerned."
+        )
 
 
 def _words_of(model: Any) -> int | None:

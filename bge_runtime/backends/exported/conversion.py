@@ -70,6 +70,7 @@ def convert(request: LoadRequest, backend: str, int8_levels: int) -> Conversion:
     weights = read(source.model)
     held = source.bytes
     if request.precision == "int8":
+        plain.check_weights(source.model, request.name)
         weights = quantize(weights, _input_ranges(source, request), int8_levels)
         held -= 3 * sum(linear.weight.size for layer in weights.layers for linear in layer.linears)
     return Conversion(

@@ -44,6 +44,8 @@ def load(request: LoadRequest) -> Backend:
         check_int8()
         request = replace(request, precision="float32")
     loaded = plain.load(request)
+    if quantized:
+        plain.check_weights(loaded.model, request.name)
     if supports(loaded):
         return PackedBackend(loaded, quantized=quantized)
     if quantized:

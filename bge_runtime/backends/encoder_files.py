@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, normalizers
 
 from bge_runtime.backends.base import LoadRequest, missing_weights
 from bge_runtime.backends.registry import ENCODERS
-from bge_runtime.errors import ModelNotFoundError
+from bge_runtime.errors import BackendError, ModelNotFoundError
 from bge_runtime.inputs.tokenizing import Tokenizing
 from bge_runtime.models.describe import modules_of, own_pooling
 from bge_runtime.models.folder import read_object
@@ -188,9 +188,11 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
 class _Tensors:
     """Tensors by name; what is missing or of a wrong shape is told at the end, all of it."""
 
-    def __init__(self, found: Mapping[str, Any]) -> None:
-        """Take tensors, or the open files that hold them."""
+    def __init__(self, found: Mapping[str, Any], *, finite: bool) -> None:
+        """Take tensors, or the open files that hold them; note those that are not finite if asked."""
         self._found = found
+        self._finite = finite
+        self.broken: list[str] = []
         self.missing: list[str] = []
         self.misshapen: list[str] = []
 
@@ -219,13 +221,15 @@ class _Tensors:
         tensor: torch.Tensor = held if isinstance(held, torch.Tensor) else held.get_tensor(name)
         if len(tensor.shape) != len(shape) or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)):
             self.misshapen.append(f"{name} {tuple(tensor.shape)}")
+        if self._finite and not torch.isfinite(tensor).all():
+            self.broken.append(name)
         return tensor
 
 
 def _assembled(
     found: Mapping[str, Any], config: Mapping[str, Any], request: LoadRequest, pooling: str | None, tokens: Tokenizing
 ) -> Encoder:
-    tensors = _Tensors(found)
+    tensors = _Tensors(found, finite=request.precision == "int8")
     is_bert = config["model_type"] == "bert"
     stem = "bert." if is_bert else "roberta."
     inside = "" if "embeddings.word_embeddings.weight" in tensors else stem  # base models are stored without it
@@ -253,6 +257,11 @@ def _assembled(
         raise ModelNotFoundError(
             f"The weights of {request.name!r} in {str(request.folder)!r} do not have the shapes that its config.json "
             f"names: {', '.join(tensors.misshapen[:4])}. Fetch both again: bge download {request.name} --force"
+        )
+    if tensors.broken:  # rounding would make numbers of them
+        raise BackendError(
+            f"{tensors.broken[0]!r} of {request.name!r} holds NaN or infinities, which int8 would hide. The weights are "
+            "damaged: fetch them again. precision='float32' shows which texts are concerned."
         )
     return encoder
 

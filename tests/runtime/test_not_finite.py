@@ -19,6 +19,7 @@ from bge_runtime.vectors.similarity import unit_rows
 from tests.checkpoints.files import Checkpoint
 from tests.checkpoints.hub_cache import poisoned_reranker_folder, write_checkpoint
 from tests.checkpoints.pictures import picture
+from tests.runtime.fakes import skip_where_int8_cannot_run
 
 BAD = "the weather today"
 TEXTS = ["cat", BAD, "Paris is the capital of France", BAD, f"{BAD} again"]
@@ -86,6 +87,16 @@ def test_every_backend_names_the_text(poisoned, backend):
     with pytest.raises(BackendError, match=r"texts\[1\] 'the weather today' and 1 more"):
         embedder.encode_documents(TEXTS)
     assert np.isfinite(embedder.encode_documents(GOOD)).all()
+
+
+@pytest.mark.parametrize("backend", ["packed", "onnx", "openvino"])
+def test_int8_makes_no_numbers_of_broken_weights(poisoned, backend):
+    if backend == "packed":
+        skip_where_int8_cannot_run("int8")
+    else:
+        pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[backend])
+    with pytest.raises(BackendError, match=r"word_embeddings.* holds NaN or infinities, which int8 would hide"):
+        Embedder(**poisoned, backend=backend, precision="int8").encode_documents(GOOD)
 
 
 @pytest.mark.parametrize("options", [{"normalize": False}, {"truncate_dim": 8}])

@@ -43,12 +43,11 @@ def load(request: LoadRequest) -> Backend:
     quantized = request.precision == "int8"
     if quantized:
         check_int8()
-        request = replace(request, precision="float32")
     encoder = encoder_files.read_files(request)
     if encoder is None:
         from bge_runtime.backends import torch as plain  # imports transformers, which a plain folder does without
 
-        loaded = plain.load(request)
+        loaded = plain.load(replace(request, precision="float32") if quantized else request)
         encoder = encoder_files.take_apart(loaded, request)
         if encoder is None and not quantized:
             return loaded
@@ -57,7 +56,8 @@ def load(request: LoadRequest) -> Backend:
             f"{request.name!r} is of an architecture or activation that backend='packed' does not compute in int8 "
             f"(it knows {', '.join(ENCODERS)} encoders with GELU). Use precision='bfloat16' or 'float32'."
         )
-    return PackedBackend(encoder, getattr(torch, request.precision), torch.device(request.device), quantized=quantized)
+    dtype = torch.float32 if quantized else getattr(torch, request.precision)
+    return PackedBackend(encoder, dtype, torch.device(request.device), quantized=quantized)
 
 
 class PackedBackend:

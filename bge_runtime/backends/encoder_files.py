@@ -260,8 +260,8 @@ def _assembled(
         )
     if tensors.broken:  # rounding would make numbers of them
         raise BackendError(
-            f"{tensors.broken[0]!r} of {request.name!r} holds NaN or infinities, which int8 would hide. The weights are "
-            "damaged: fetch them again. precision='float32' shows which texts are concerned."
+            f"{tensors.broken[0]!r} of {request.name!r} holds NaN or infinities, which int8 would hide. The weights "
+            "are damaged: fetch them again. precision='float32' shows which texts are concerned."
         )
     return encoder
 

@@ -67,7 +67,9 @@ def _pooled(vectors: NDArray[np.float32], clusters: int) -> NDArray[np.float32]:
 
     # The distance of two unit vectors, from their dot product: much faster than pair by pair.
     distances = np.sqrt(np.maximum(2 - 2 * (vectors @ vectors.T), 0))
-    labels = fcluster(linkage(squareform(distances, checks=False), "ward"), clusters, "maxclust")
+    tree = linkage(squareform(distances, checks=False), "ward")
+    # Older versions of SciPy leave a pair apart where one cluster is asked for.
+    labels = fcluster(tree, clusters, "maxclust") if clusters > 1 else np.ones(len(vectors), np.int32)
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order], prepend=0))
     sums = np.add.reduceat(vectors[order], starts, axis=0)

@@ -48,6 +48,7 @@ def run_blocks(page: Path) -> None:
 @pytest.mark.parametrize("page", RUNNABLE, ids=page_name)
 @pytest.mark.usefixtures("hub_cache", "as_before")
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_python_blocks_run(page: Path) -> None:
     run_blocks(page)
 

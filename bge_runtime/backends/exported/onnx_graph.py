@@ -75,8 +75,9 @@ class _Graph:
         step = self._constant(np.float32(int8.step))
         zero_point = self.writer.constant(np.array(int8.zero_point, np.uint8))
         (rounded,) = self.writer.node("QuantizeLinear", rows, step, zero_point)
-        # Without the place of the weight's zero point, onnxruntime before 1.30 reads past the end and ends the process.
-        inputs = [rounded, self.writer.constant(int8.weight.T), step, self._constant(int8.scale), zero_point, ""]
+        # Before 1.30 onnxruntime takes the zero point of the weights for given, and keeps them int8 where it is not.
+        inputs = [rounded, self.writer.constant(int8.weight.T), step, self._constant(int8.scale), zero_point]
+        inputs.append(self.writer.constant(np.array(0, np.int8)))
         if bias is not None:
             inputs.append(self._constant(bias))
         return self.writer.node("MatMulIntegerToFloat", *inputs, domain=FUSED)[0]

@@ -11,7 +11,10 @@ LOCK = $(BIN)/$(COMPILE) --universal --python-version 3.11 $(if $(UPGRADE),--upg
 RANGES = $(BIN)/$(COMPILE) --python $(BIN)/python pyproject.toml --all-extras --group dev
 SETUP_EXTRAS := langchain llamaindex offline onnx openvino pdf eval telemetry
 # What others deprecate among themselves, which pyproject.toml ignores: errors where everything is the newest.
-STRICT := -W error::DeprecationWarning -W error::PendingDeprecationWarning -W error::FutureWarning
+# The two that stand behind them say only that they are sunset.
+STRICT := -W error::DeprecationWarning -W error::PendingDeprecationWarning -W error::FutureWarning \
+	-W "ignore:\`langchain-community\` is being sunset:DeprecationWarning" \
+	-W "ignore:\`langchain-experimental\` is being sunset:DeprecationWarning"
 INCUMBENTS := langchain-huggingface llama-index sentence-transformers
 LIBRARIES ?= $(basename $(notdir $(wildcard benchmarks/requirements/*.txt)))
 WORKLOADS ?=

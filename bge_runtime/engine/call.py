@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -124,16 +124,18 @@ class Call:
                 job.future.cancel()
         return rows
 
-    def _windows(self, items: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
+    def _windows(self, items: Sequence[Any], most: int) -> list[Sequence[Any]]:
         """Divide the items, in their order."""
-        start = total = 0
-        for end, size in enumerate(self.sizes(items) if self.sizes is not None else ()):
+        sizes = self.sizes(items) if self.sizes is not None else [0] * len(items)
+        windows, start, total = [], 0, 0
+        for end, size in enumerate(sizes):
             if end > start and (end - start == most or total + size > WINDOW_SIZE):
-                yield items[start:end]
+                windows.append(items[start:end])
                 start, total = end, 0
             total += size
-        for first in range(start, len(items), most):
-            yield items[first : first + most]
+        if start < len(items):
+            windows.append(items[start:])
+        return windows
 
     def _prepared(self, prepare: Callable[[], Prepared]) -> Flow[Prepared]:
         """Tokenise texts, or read pictures, when the queue has room for the result."""

@@ -41,10 +41,13 @@ class Batch:
         """What all of its jobs ask for."""
         return self.items[0][0].output
 
-    @property
-    def sequences(self) -> list[Input]:
-        """The inputs."""
-        return [job.sequences[index] for job, index in self.items]
+    def inputs(self) -> tuple[list[Input], list[int]]:
+        """Return the inputs and their lengths."""
+        sequences, lengths = [], []
+        for job, index in self.items:
+            sequences.append(job.sequences[index])
+            lengths.append(job.lengths[index])
+        return sequences, lengths
 
     def by_job(self) -> dict[Job, list[int]]:
         """Return the indices of each job's inputs."""

@@ -325,8 +325,7 @@ class Worker:
         """Run a batch and deliver its results; an `Exception` goes to the calls concerned."""
         replica = self._replica
         assert replica.backend is not None
-        sequences = batch.sequences
-        lengths = [job.lengths[index] for job, index in batch.items]
+        sequences, lengths = batch.inputs()
         tokens = sum(lengths)
         padded = len(lengths) * max(lengths) if replica.backend.pads else tokens
         started = time.perf_counter()

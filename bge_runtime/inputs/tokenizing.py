@@ -213,10 +213,14 @@ class Tokenizing:
 
 def characters(items: Iterable[Any]) -> list[int]:
     """Return the length of each text, pair, or text in a frame; of a picture, that of its name."""
-    return [
-        len(item) if isinstance(item, str) else sum(len(part) for part in item if isinstance(part, str))
-        for item in items
-    ]
+    sizes = []
+    for item in items:
+        texts = (item,) if isinstance(item, str) else item
+        size = 0
+        for text in texts:
+            size += len(text) if isinstance(text, str) else 0
+        sizes.append(size)
+    return sizes
 
 
 def split_ids(ids: list[int], room: int, overlap: int | None) -> list[list[int]]:

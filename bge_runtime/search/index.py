@@ -114,7 +114,10 @@ class SearchIndex:
         """
         self.path = path
         if path is not None:
-            _make_private(path.parent)
+            try:
+                _make_private(path.parent)
+            except OSError as error:
+                raise _unusable(path, error) from error
         with self._translated():
             self._database = sqlite3.connect(path or ":memory:", timeout=BUSY_TIMEOUT_S)
         try:

@@ -55,8 +55,8 @@ class SourceFile:
 
     @property
     def kind(self) -> str:
-        """How it is read."""
-        return KINDS[self.path.suffix.lower()]
+        """How it is read; empty for a folder."""
+        return KINDS.get(self.path.suffix.lower(), "")
 
     def read(self) -> bytes:
         """Return its content.

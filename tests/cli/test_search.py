@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bge_runtime import ConfigurationError
+from bge_runtime.evaluation.bench import read_texts
 from bge_runtime.search import documents
 from bge_runtime.search.documents import KINDS, LIMITS, SourceFile, UnreadableFileError, find_files
 from tests.cli.documents_for_tests import pdf_with_pages
@@ -274,6 +275,7 @@ def test_a_folder_that_cannot_be_listed_is_named(search, library, monkeypatch):
 
     assert [reason for name, reason in found["skipped"].items() if name.startswith("ddd")] == ["File name too long"]
     assert found["texts"] == 4
+    assert len(read_texts(library, 256)) == 4
 
 
 @pytest.mark.parametrize("content", [b"\x00\x01\x02", "Größe".encode("latin-1")])

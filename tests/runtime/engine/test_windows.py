@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bge_runtime.engine.call import Call
-from bge_runtime.engine.flow import run
+from bge_runtime.engine.flow import Callers, run
 from bge_runtime.inputs.prepared import PreparedInputs
 from bge_runtime.inputs.tokenizing import TokenSequence
 
@@ -30,11 +30,8 @@ def test_a_window_ends_at_its_size_or_at_its_number_of_items(engine, monkeypatch
         windows.append(list(part))
         return PreparedInputs([TokenSequence([int(item[0])], [0]) for item in part], [1] * len(part))
 
-    rows = run(
-        Call(engine=engine, batch_tokens=100, window=window, sizes=lambda items: [len(item) for item in items]).rows(
-            items, prepare, "cls"
-        )
-    )
+    call = Call(engine=engine, batch_tokens=100, window=window, sizes=lambda items: [len(item) for item in items])
+    rows = run(call.rows(items, prepare, "cls"), Callers())
     assert [len(part) for part in windows] == expected
     assert [item for part in windows for item in part] == items
     assert [int(row[0]) for row in rows.values] == list(range(len(lengths)))

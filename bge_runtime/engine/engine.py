@@ -143,7 +143,6 @@ class Engine:
         if isinstance(threading.current_thread(), WorkerThread):
             return
         with self._shared.changed:
-            workers = [replica.worker for replica in self.replicas]
+            workers = {*self._shared.threads, *(each.worker for each in self.replicas if each.worker is not None)}
         for worker in workers:
-            if worker is not None:
-                worker.join()
+            worker.join()

@@ -121,6 +121,7 @@ class Shared:
         self.keep_alive_s: float | None = None
         self.closed = False
         self.ending = False  # closed because the process ends
+        self.threads: set[threading.Thread] = set()  # of workers, and of those that have ended but for freeing weights
 
     @property
     def staffed(self) -> bool:
@@ -227,10 +228,13 @@ class Worker:
             stopped.__cause__ = error
             self._replica.died = True
             self._end(stopped)
+        finally:
+            self._shared.threads.discard(threading.current_thread())
 
     def _expected(self) -> bool:
         """Whether this thread is the one that computes with the replica, and not one whose start was given up."""
         with self._shared.changed:
+            self._shared.threads.add(threading.current_thread())
             return self._replica.worker is threading.current_thread()
 
     def _load(self) -> bool:
@@ -241,7 +245,7 @@ class Worker:
         try:
             backend = replica.load()
         except BGEError as error:
-            if not isinstance(error, EngineStoppedError):
+            if threading.main_thread().is_alive():  # what fails while the process ends is nobody's concern
                 logger.warning("Loading %r on %r again failed: %s", self._shared.name, replica.place["device"], error)
             self._end(error)
             return False

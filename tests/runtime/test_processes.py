@@ -14,13 +14,14 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60
 
 FORK = """
-import os, sys, threading
+import asyncio, ctypes, os, sys, threading
 import numpy as np
 import bge_runtime
 
 texts = ["the dog slept in the garden " * repeat for repeat in (1, 5, 40)] * 4
 embedder, reranker = bge_runtime.Embedder({options}), bge_runtime.Reranker({options})
 vectors, scores = embedder.encode_documents(texts), reranker.score("dog", texts)
+asyncio.run(embedder.aencode_documents(texts))  # the parent has threads for event loops too
 stop = threading.Event()
 
 def traffic():
@@ -30,9 +31,11 @@ def traffic():
 threads = [threading.Thread(target=traffic, daemon=True) for _ in range(2)]
 for thread in threads:
     thread.start()
-child = os.fork()
+child = {fork}()
 if child == 0:
     right = np.allclose(embedder.encode_documents(texts), vectors, atol=1e-5)
+    right &= np.allclose(asyncio.run(embedder.aencode_documents(texts)), vectors, atol=1e-5)
+    right &= bge_runtime.stats()["texts"] == 2 * len(texts)
     right &= np.allclose(reranker.score("dog", texts), scores, atol=1e-5)
     right &= np.allclose(bge_runtime.Embedder({options}).encode_documents(texts), vectors, atol=1e-5)
     right &= len(bge_runtime.loaded_models()) == 2
@@ -63,13 +66,56 @@ if __name__ == "__main__":
     assert found[1] == expected[1]
 """
 
+# What daemon threads do while the process ends.
+ENDINGS = {
+    "one call": "embedder.encode_documents(['dog ' * 400] * 50)",
+    "calls": "while True: embedder.encode_documents([f'dog {time.time()} {number}' for number in range(9)])",
+    "first calls": "while True: bge_runtime.Embedder(backend='torch').encode_queries(['dog'])",
+    "closing": "while True: other = bge_runtime.Embedder('bge-base-en'); other.encode_queries(['dog']); other.close()",
+    "idle weights": "while True: embedder.encode_queries(['dog']); time.sleep(0.01)",
+    "event loops": "asyncio.run(forever())",
+}
 EXIT = """
-import threading
+import asyncio, threading, time
 import bge_runtime
 
+embedder = bge_runtime.Embedder({options})
+embedder.encode_queries(["panda"])
+
+async def forever():
+    while True:
+        await asyncio.gather(*(embedder.aencode_documents([f"dog {time.time()}"]) for _ in range(5)))
+
+def work():
+    {work}
+
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.3)
+"""
+
+LATE = """
+import asyncio, atexit
+
+def late():
+    for call in (
+        lambda: embedder.encode_queries(["dog"]),
+        lambda: asyncio.run(embedder.aencode_queries(["dog"])),
+        lambda: bge_runtime.Embedder(backend="torch").encode_queries(["dog"]),
+    ):
+        try:
+            call()
+        except bge_runtime.EngineStoppedError as error:
+            assert "process is ending" in str(error)
+            print("refused")
+    embedder.close()
+    print("closed")
+
+atexit.register(late)  # before the import, and so called after our own
+import bge_runtime
 embedder = bge_runtime.Embedder()
 embedder.encode_queries(["panda"])
-threading.Thread(target=lambda: embedder.encode_documents(["dog " * 400] * 50), daemon=True).start()
+atexit.register(lambda: print(embedder.encode_queries(["dog"]).shape))
 """
 
 
@@ -96,17 +142,20 @@ def run_script(tmp_path, source, **environment):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize(
-    ("options", "environment"),
+    ("options", "environment", "fork"),
     [
-        ("", {}),
-        ("backend='torch'", {}),
-        ("", {"TOKENIZERS_PARALLELISM": "true"}),
-        ("devices=['cpu', 'cpu'], keep_alive_s=60", {}),
+        ("", {}, "os.fork"),
+        ("backend='torch'", {}, "os.fork"),
+        ("", {"TOKENIZERS_PARALLELISM": "true"}, "os.fork"),
+        ("devices=['cpu', 'cpu'], keep_alive_s=60", {}, "os.fork"),
+        ("", {"TOKENIZERS_PARALLELISM": "true"}, "ctypes.PyDLL(None).fork"),
     ],
-    ids=["packed", "torch", "parallel tokenizing", "replicas"],
+    ids=["packed", "torch", "parallel tokenizing", "replicas", "a fork that Python does not see"],
 )
-def test_a_forked_child_computes_the_same_vectors_while_the_parent_is_busy(hub_cache, tmp_path, options, environment):
-    run_script(tmp_path, FORK.replace("{options}", options), **environment)
+def test_a_forked_child_computes_the_same_vectors_while_the_parent_is_busy(
+    hub_cache, tmp_path, options, environment, fork
+):
+    run_script(tmp_path, FORK.replace("{options}", options).replace("{fork}", fork), **environment)
 
 
 @pytest.mark.slow
@@ -114,5 +163,11 @@ def test_a_spawned_child_gets_the_configuration_and_loads_for_itself(hub_cache, 
     run_script(tmp_path, SPAWN)
 
 
-def test_the_interpreter_exits_while_work_is_pending(hub_cache, tmp_path):
-    assert run_script(tmp_path, EXIT) == ""
+@pytest.mark.parametrize("work", ["calls", *(pytest.param(each, marks=pytest.mark.slow) for each in ENDINGS)])
+def test_the_interpreter_exits_in_silence_whatever_its_daemon_threads_do(hub_cache, tmp_path, work):
+    options = "keep_alive_s=0.005" if work == "idle weights" else ""
+    assert run_script(tmp_path, EXIT.replace("{options}", options).replace("{work}", ENDINGS[work])) == ""
+
+
+def test_an_exit_handler_uses_models_until_they_have_stopped_and_then_gets_an_error(hub_cache, tmp_path):
+    assert run_script(tmp_path, LATE).split("\n") == ["(1, 384)", "refused", "refused", "refused", "closed", ""]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future
+
 import pytest
 
 from bge_runtime import BackendError, EngineStoppedError, OutOfMemoryError
+from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.worker import BATCHES_BEFORE_GROWTH
-from tests.runtime.fakes import hold, job_of, values
+from tests.runtime.fakes import TIMEOUT_S, hold, job_of, values
 
 
 def raise_when(condition, error):
@@ -81,3 +85,10 @@ def test_the_budget_grows_back_after_many_batches_that_fitted(engine, fake_backe
     fake_backend.batches.clear()
     values(engine.submit(job_of(*range(8), length=10, batch_tokens=80)))
     assert [len(batch) for batch in fake_backend.batches] == [8]
+
+
+def test_a_deadline_that_has_come_at_once_is_not_forgotten(monkeypatch):
+    monkeypatch.setattr(threading.Timer, "start", lambda timer: timer.function())
+    deadline = Deadline(0)
+    assert deadline.passed
+    assert deadline.limit(Future()).result(TIMEOUT_S) is None

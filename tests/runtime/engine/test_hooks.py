@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import time
 
 import pytest
 
@@ -10,7 +12,7 @@ import bge_runtime
 from bge_runtime import BGEError, ConfigurationError, OutOfMemoryError
 from bge_runtime.engine.hooks import Hooks, Place, UnloadEvent
 from bge_runtime.loading.store import STORE
-from tests.runtime.fakes import engine_over, hold, job_of, values
+from tests.runtime.fakes import FakeBackend, engine_over, hold, job_of, values
 
 TEXT = "the secret of the red house"
 
@@ -152,6 +154,100 @@ def test_a_failing_hook_is_logged_once_and_harms_nobody(fake_backend, recorder, 
     assert [record.message for record in caplog.records] == [
         "The hook 'Failing' failed; its further failures are not logged."
     ]
+
+
+class Calling(Recorder):
+    """Does something at every event, and keeps what came of it."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+        self.results = []
+
+    def on_load(self, event):
+        super().on_load(event)
+        try:
+            self.results.append((type(event), self.call()))
+        except BGEError as error:
+            self.results.append((type(event), error))
+
+    on_batch = on_out_of_memory = on_error = on_unload = on_load
+
+    def of(self, kind):
+        return [result for each, result in self.results if each is kind]
+
+
+def fault_of(batch):
+    if batch[0].ids[0] == 13:
+        raise KeyError("broken")
+    if len(batch) > 4:
+        raise OutOfMemoryError("full")
+
+
+def test_a_hook_that_calls_the_model_it_is_told_of_gets_an_error_and_nobody_hangs(fake_backend):
+    hook = Calling(lambda: values(engine.submit(job_of(1))))
+    engine = engine_over(fake_backend, hooks=Hooks((hook,)))
+    fake_backend.fault = fault_of
+    assert values(engine.submit(job_of(*range(8), length=10))) == list(range(8))
+    with pytest.raises(BGEError, match="broken"):
+        values(engine.submit(job_of(13)))
+    for kind in (bge_runtime.BatchEvent, bge_runtime.OutOfMemoryEvent, bge_runtime.ErrorEvent):
+        assert hook.of(kind)
+        assert all(isinstance(each, bge_runtime.BackendError) for each in hook.of(kind))
+        assert "would wait for itself" in str(hook.of(kind)[0])
+    engine.close()
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_hooks_of_two_models_that_call_each_other_get_an_error_and_nobody_hangs(copies):
+    engines = []
+    hooks = [Calling(lambda other=other: values(engines[other].submit(job_of(1)))) for other in (1, 0)]
+    for hook in hooks:
+        engines.append(engine_over(*(FakeBackend() for _ in range(copies)), hooks=Hooks((hook,))))
+    for job in [engine.submit(job_of(2)) for engine in engines for _ in range(3)]:
+        assert values(job) == [2]
+    refused = [each for hook in hooks for each in hook.of(bge_runtime.BatchEvent) if isinstance(each, BGEError)]
+    assert refused
+    for engine in engines:
+        engine.close()
+
+
+def test_a_hook_may_call_another_model(fake_backend):
+    other = engine_over(FakeBackend())
+    hook = Calling(lambda: values(other.submit(job_of(5))))
+    engine = engine_over(fake_backend, hooks=Hooks((hook,)))
+    assert values(engine.submit(job_of(1))) == [1]
+    assert hook.of(bge_runtime.BatchEvent) == [[5]]
+    engine.close()
+    other.close()
+
+
+def test_a_hook_may_close_the_model_it_is_told_of(fake_backend):
+    hook = Calling(lambda: engine.close())
+    engine = engine_over(fake_backend, hooks=Hooks((hook,)))
+    assert values(engine.submit(job_of(1))) == [1]
+    engine.close()
+    assert not engine.in_memory
+    assert hook.of(bge_runtime.BatchEvent) == [None]
+
+
+@pytest.mark.parametrize("way", ["call", "event loop"])
+def test_a_hook_that_is_told_of_a_load_may_call_only_where_it_does_not_wait_for_itself(
+    hub_cache, fresh_store, added, way
+):
+    embedder = bge_runtime.Embedder(keep_alive_s=0.05)
+    call = {
+        "call": lambda: embedder.encode_queries([TEXT]).shape,
+        "event loop": lambda: asyncio.run(embedder.aencode_queries([TEXT])).shape,
+    }[way]
+    hook = added(Calling(call))
+    embedder.warm_up()  # told on the caller's thread
+    assert hook.of(bge_runtime.LoadEvent) == [(1, 384)]
+    while bge_runtime.loaded_models():
+        time.sleep(0.01)
+    assert embedder.encode_queries([TEXT]).shape == (1, 384)
+    assert isinstance(hook.of(bge_runtime.LoadEvent)[1], bge_runtime.BackendError)  # told on the worker
+    assert all(isinstance(each, bge_runtime.BackendError) for each in hook.of(bge_runtime.BatchEvent))
 
 
 def test_a_hook_is_told_once_however_often_it_is_added_and_no_more_when_removed(recorder):

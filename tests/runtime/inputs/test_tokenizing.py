@@ -35,6 +35,12 @@ def test_pairs_get_the_ids_that_the_tokenizer_gives(tokenizer):
     assert as_lists(tokens.sequences) == as_lists(tokenizer.encode(*pair) for pair in pairs)
 
 
+def test_a_forked_child_which_the_tokenizers_threads_are_missing_gets_the_same_ids(tokenizer, monkeypatch):
+    expected = Tokenizing(tokenizer).texts(TEXTS, 512)
+    monkeypatch.setattr("bge_runtime.inputs.tokenizing.FIRST_PROCESS", 0)
+    assert Tokenizing(tokenizer).texts(TEXTS, 512).sequences == expected.sequences
+
+
 @pytest.mark.parametrize("limit", [16, 33, 64])
 def test_a_long_pair_loses_the_end_of_its_document_and_keeps_its_special_tokens(tokenizer, limit):
     reference = FAMILIES["bert" if tokenizer.token_to_id("[CLS]") else "xlmr"]()

@@ -392,6 +392,23 @@ def test_an_error_of_loading_reaches_the_caller(hub_cache, fresh_store, monkeypa
     assert embedder.encode_queries(["panda"]).shape == (1, embedder.dimension)
 
 
+def test_a_model_that_is_asked_for_while_another_is_loaded_is_an_error_and_no_hang(hub_cache, fresh_store, monkeypatch):
+    from bge_runtime.loading import store as loading
+
+    read, errors = loading.read_backend, []
+
+    def nested(*arguments):
+        try:
+            bge_runtime.Reranker().warm_up()
+        except bge_runtime.BackendError as error:
+            errors.append(str(error))
+        return read(*arguments)
+
+    monkeypatch.setattr(loading, "read_backend", nested)
+    assert bge_runtime.Embedder().encode_queries([TEXT]).shape == (1, 384)
+    assert "would wait for itself" in errors[0]
+
+
 def test_an_interrupt_during_the_first_load_loses_nothing(hub_cache, fresh_store, monkeypatch):
     from bge_runtime.loading import store as loading
 

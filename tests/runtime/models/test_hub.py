@@ -119,6 +119,26 @@ def test_a_hub_that_never_answers_is_given_up_within_ten_seconds(run_script):
     )
 
 
+def test_a_download_without_a_progress_bar_makes_none(run_script):
+    run_script(
+        """
+        from tqdm.std import tqdm
+
+        bars, make = [], tqdm.__new__
+
+        def spy(cls, *arguments, **options):
+            bars.append(cls)
+            return make(cls, *arguments, **options)
+
+        tqdm.__new__ = spy
+        bge_runtime.download("BAAI/bge-small-en-v1.5", show_progress=False)
+        assert not bars, bars
+        bge_runtime.download("BAAI/bge-small-en-v1.5", force=True, show_progress=True)
+        assert bars
+        """
+    )
+
+
 def test_a_download_fetches_what_is_needed_and_works_without_the_hub_afterwards(run_script):
     run_script(
         """

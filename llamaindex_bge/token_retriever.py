@@ -87,7 +87,7 @@ class BGETokenRetriever(BaseRetriever):
         """
         index = TokenIndex(model, storage=storage)
         made = cls(index, nodes, similarity_top_k=similarity_top_k, callback_manager=callback_manager)
-        index.add(made._texts(), made._nodes, show_progress=show_progress)
+        index.add(made._texts(), list(made._nodes), show_progress=show_progress)
         return made
 
     @classmethod
@@ -104,7 +104,7 @@ class BGETokenRetriever(BaseRetriever):
         """Read nodes without blocking the event loop; see `from_nodes`."""
         index = TokenIndex(model, storage=storage)
         made = cls(index, nodes, similarity_top_k=similarity_top_k, callback_manager=callback_manager)
-        await index.aadd(made._texts(), made._nodes, show_progress=show_progress)
+        await index.aadd(made._texts(), list(made._nodes), show_progress=show_progress)
         return made
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

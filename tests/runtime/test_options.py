@@ -77,7 +77,9 @@ def test_a_stream_of_nothing_is_empty_and_a_bare_string_is_refused(hub_cache):
         list(embedder.stream_documents(TEXTS, window=0))
 
 
-@pytest.mark.parametrize("make", [tuple, iter], ids=["tuple", "iterator"])
+@pytest.mark.parametrize(
+    "make", [tuple, iter, lambda texts: dict.fromkeys(texts).keys()], ids=["tuple", "iterator", "keys"]
+)
 def test_any_iterable_of_texts_is_accepted(hub_cache, make):
     embedder = bge_runtime.Embedder()
     np.testing.assert_allclose(embedder.encode_documents(make(TEXTS)), embedder.encode_documents(TEXTS), atol=1e-6)

@@ -337,7 +337,7 @@ async def arun(flow: Flow[T]) -> T:
         flow.close()
         raise BackendError(
             "A model was called in an event loop that a hook, or an iterable of texts, started on a thread that works "
-            "for calls: the call could wait for itself. Call it from another thread, and do not wait for that one there."
+            "for calls: the call could wait for itself. Call it from another thread, and wait for none there."
         )
     STORE.after_fork()
     STORE.callers.stay()

@@ -71,7 +71,7 @@ ENDINGS = {
     "one call": "embedder.encode_documents(['dog ' * 400] * 50)",
     "calls": "while True: embedder.encode_documents([f'dog {time.time()} {number}' for number in range(9)])",
     "first calls": "while True: bge_runtime.Embedder(backend='torch').encode_queries(['dog'])",
-    "closing": "while True: other = bge_runtime.Embedder('bge-small-zh-v1.5'); other.encode_queries(['dog']); other.close()",
+    "closing": "while True: other = bge_runtime.Reranker(); other.score('dog', ['cat']); other.close()",
     "idle weights": "while True: embedder.encode_queries(['dog']); time.sleep(0.01)",
     "event loops": "asyncio.run(forever())",
 }
@@ -172,5 +172,6 @@ def test_the_interpreter_exits_in_silence_whatever_its_daemon_threads_do(hub_cac
     assert run_script(tmp_path, EXIT.replace("{options}", options).replace("{work}", ENDINGS[work])) == ""
 
 
+@pytest.mark.slow
 def test_an_exit_handler_uses_models_until_they_have_stopped_and_then_gets_an_error(hub_cache, tmp_path):
     assert run_script(tmp_path, LATE).split("\n") == ["(1, 384)", "refused", "refused", "refused", "closed", ""]

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 from bge_runtime.errors import EngineStoppedError
 from bge_runtime.locks import Promise
 
-__all__ = ["LONGEST_END_S", "Callers", "Flow", "PreparePool", "drive", "process_ends", "run"]
+__all__ = ["LONGEST_END_S", "Callers", "Flow", "PreparePool", "PrepareThread", "drive", "process_ends", "run"]
 
 T = TypeVar("T")
 Flow = Generator["Future[Any] | Callable[[], Any]", Any, T]
@@ -70,6 +70,10 @@ class PreparePool:
             thread.join(max(end - time.monotonic(), 0))
 
 
+class PrepareThread(threading.Thread):
+    """One of a pool's threads."""
+
+
 class _Threads:
     """Some threads that do what is handed in, in its order; started as work comes.
 
@@ -102,7 +106,7 @@ class _Threads:
 
     def _start(self) -> None:
         name = f"{self._name}_{len(self._threads)}"
-        thread = threading.Thread(target=_work_off, args=(self._work,), name=name, daemon=True)
+        thread = PrepareThread(target=_work_off, args=(self._work,), name=name, daemon=True)
         try:
             self._threads.append(thread)
             thread.start()

@@ -21,7 +21,7 @@ from bge_runtime.backends.execution import Execution
 from bge_runtime.engine import flow as flows
 from bge_runtime.engine.counters import Counters
 from bge_runtime.engine.engine import Engine
-from bge_runtime.engine.flow import LONGEST_END_S, Callers, Flow, PreparePool, drive, process_ends
+from bge_runtime.engine.flow import LONGEST_END_S, Callers, Flow, PreparePool, PrepareThread, drive, process_ends
 from bge_runtime.engine.hooks import Hook, Hooks, LoadEvent
 from bge_runtime.engine.worker import Replica, WorkerThread
 from bge_runtime.errors import BackendError
@@ -331,13 +331,13 @@ async def arun(flow: Flow[T]) -> T:
     """Drive the body of a call from an event loop, its CPU work on the process's own threads; see `flow.drive`.
 
     Raises:
-        BackendError: The loop runs inside a hook, on the thread that would have to compute.
+        BackendError: The loop runs on a thread that works for calls: inside a hook, or while texts are read.
     """
-    if isinstance(threading.current_thread(), WorkerThread):
+    if isinstance(threading.current_thread(), WorkerThread | PrepareThread):
         flow.close()
         raise BackendError(
-            "An event loop was started by a hook, on the thread that computes, and a model was called in it: the call "
-            "could wait for itself. Call it from another thread, and do not wait for that one in a hook."
+            "A model was called in an event loop that a hook, or an iterable of texts, started on a thread that works "
+            "for calls: the call could wait for itself. Call it from another thread, and wait for none there."
         )
     STORE.after_fork()
     STORE.callers.stay()

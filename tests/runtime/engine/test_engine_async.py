@@ -102,6 +102,15 @@ async def test_a_call_that_times_out_before_it_is_prepared_is_never_queued(embed
     assert worker.batches == [1]
 
 
+async def test_an_event_loop_inside_an_iterable_of_texts_is_an_error_and_no_hang(embedder):
+    def texts():
+        yield str(asyncio.run(embedder.aencode_queries(["dog"])).shape)
+
+    with pytest.raises(bge_runtime.BackendError, match="could wait for itself"):
+        await embedder.aencode_documents(texts())
+    assert (await embedder.aencode_queries(["dog"])).shape == (1, 384)
+
+
 def test_a_closed_pool_does_what_it_was_given_and_starts_again():
     pool = PreparePool()
     release = threading.Event()

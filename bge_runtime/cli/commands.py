@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -244,6 +245,68 @@ def bench(
         _print_json(asdict(result))
     else:
         _print_comparison(result)
+
+
+@app.command("eval", epilog="Example: bge eval scifact.tar.gz --compare rerank=none,late_interaction --out report")
+def evaluate(
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="BEIR folder or archive, TREC queries, LlamaIndex question JSON, or JSON lines."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Embedding model.")] = bge_runtime.DEFAULT_OFFLINE_MODEL,
+    reranker: Annotated[
+        str | None, typer.Option(help="Reranking model; the embedding model's own name is late interaction.")
+    ] = None,
+    depth: Annotated[int, typer.Option(min=1, help="Candidates to rerank.")] = 100,
+    run: Annotated[Path | None, typer.Option(help="A saved TREC run, instead of a model.")] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=VALUE,VALUE", help="Compare; repeat for a grid. A wrong axis lists them all."),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What --compare tests.")] = "nDCG@10",
+    split: Annotated[str, typer.Option(help="Which judgements of BEIR data.")] = "test",
+    corpus: Annotated[
+        Path | None, typer.Option(help="Documents: JSON lines, or a folder; for data that has none.")
+    ] = None,
+    qrels: Annotated[Path | None, typer.Option(help="TREC's judgements, for TREC queries.")] = None,
+    mteb: Annotated[str | None, typer.Option(help="Tasks of MTEB instead of data, as SciFact,T2Retrieval.")] = None,
+    make_questions: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write weak questions about documents to --out, and stop.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report, or file of the questions.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Where vectors are kept; BGE_CACHE_DIR, else ~/.cache/bge.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well a model finds what answers your questions; with --compare, which way to take."""
+    from bge_runtime.cli import evaluation
+
+    request = evaluation.Request(
+        data=data,
+        model=model,
+        reranker=reranker,
+        depth=depth,
+        run=run,
+        compare=tuple(compare or ()),
+        metric=metric,
+        split=split,
+        corpus=corpus,
+        qrels=qrels,
+        mteb=mteb,
+        make_questions=make_questions,
+        out=out,
+        cache_dir=cache_dir,
+        command=" ".join(["bge", *map(shlex.quote, sys.argv[1:])]),
+    )
+    result = evaluation.answer(request, show_progress=_on_terminal(), notify=lambda line: _say(line, err=True))
+    if as_json:
+        _print_json(result.values)
+        return
+    for table in result.tables:
+        _print_table(*table)
+    for line in result.lines:
+        _say(line)
 
 
 def _on_terminal() -> bool:

@@ -473,7 +473,9 @@ def names_of(*groups: type[BaseModel], **others: str) -> dict[str, str]:
 
 def plain(field: str, value: Any) -> Any:
     """Return what a field holds for the objects of other libraries that callers pass: paths, torch's, secrets."""
-    if field in ("model", "model_name", "cache_folder", "calibration", "adapter", "calibrator") and isinstance(value, os.PathLike):
+    if field in ("model", "model_name", "cache_folder", "calibration", "adapter", "calibrator") and isinstance(
+        value, os.PathLike
+    ):
         return os.fspath(value)
     if field in ("device", "precision") and value is not None:
         return str(value).removeprefix("torch.")

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +21,7 @@ from bge_runtime.errors import ConfigurationError, InputError, check_path, publi
 if TYPE_CHECKING:
     from bge_runtime.reranking.reranker import Reranker
 
-__all__ = ["ScoreCalibrator", "ScoreThreshold", "check_calibrator", "score_facts"]
+__all__ = ["Calibrating", "ScoreCalibrator", "ScoreThreshold", "score_facts"]
 
 FORMAT = 1
 MOST_BYTES = 2**24  # of a file, whose map has some hundred knots
@@ -29,6 +29,7 @@ MOST_BYTES = 2**24  # of a file, whose map has some hundred knots
 Method = Literal["isotonic", "platt"]
 Purpose = Literal["precision", "recall", "wrong", "answerable"]
 Facts = Mapping[str, str]
+Calibrating: TypeAlias = "ScoreCalibrator | str | os.PathLike[str] | Mapping[str, Any]"
 
 
 @public
@@ -257,29 +258,27 @@ class ScoreCalibrator:
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise ConfigurationError(f"{name} is no calibrator ({error}). Fit it anew.") from error
 
+    @classmethod
+    def of(cls, calibrator: Calibrating) -> ScoreCalibrator:
+        """Return the calibrator that an option names: itself, that of a path, or of what `as_dict` returned.
+
+        Raises:
+            ConfigurationError: It is none of them, or its file is no calibrator, or was changed.
+        """
+        if isinstance(calibrator, ScoreCalibrator):
+            return calibrator
+        if isinstance(calibrator, Mapping):
+            return cls.from_dict(calibrator)
+        if isinstance(calibrator, str | os.PathLike):
+            return cls.read(calibrator)
+        raise ConfigurationError(
+            f"calibrator={calibrator!r} is not allowed. Pass a ScoreCalibrator, or the path of its file."
+        )
+
     def __repr__(self) -> str:
         """Show the map's kind and what it holds for."""
         weak = ", weak" if self.weak else ""
         return f"ScoreCalibrator({self.method!r}, of {_named(self.scorer, self.identity)}{weak})"
-
-
-def check_calibrator(
-    calibrator: ScoreCalibrator | str | os.PathLike[str] | Mapping[str, Any] | None,
-) -> ScoreCalibrator | None:
-    """Return the calibrator that an option names.
-
-    Raises:
-        ConfigurationError: It is neither a calibrator, nor the path or the content of a file that holds one.
-    """
-    if calibrator is None or isinstance(calibrator, ScoreCalibrator):
-        return calibrator
-    if isinstance(calibrator, Mapping):
-        return ScoreCalibrator.from_dict(calibrator)
-    if isinstance(calibrator, str | os.PathLike):
-        return ScoreCalibrator.read(calibrator)
-    raise ConfigurationError(
-        f"calibrator={calibrator!r} is not allowed. Pass a ScoreCalibrator, or the path of its file."
-    )
 
 
 def score_facts(scorer: Reranker | Embedder) -> tuple[str, dict[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self, Unpack
 
 import numpy as np
@@ -22,8 +22,8 @@ from bge_runtime.loading.source import ModelSource
 from bge_runtime.loading.store import arun, run
 from bge_runtime.locks import cached_property
 from bge_runtime.models.spec import DEFAULT_RERANKER, ModelSpec
-from bge_runtime.reranking.calibrator import ScoreCalibrator, check_calibrator
 from bge_runtime.reranking.base import LongDocument, Method, Pairs
+from bge_runtime.reranking.calibrator import Calibrating, ScoreCalibrator
 from bge_runtime.reranking.comparison import Mode, check_mode, check_weights, comparison_of
 from bge_runtime.reranking.cross_encoder import CrossEncoder
 from bge_runtime.reranking.late_interaction import LateInteraction
@@ -59,7 +59,7 @@ class Reranker(Model):
         compress_ratio: int | None = None,
         compress_layers: Sequence[int] | None = None,
         prompt: str | None = None,
-        calibrator: ScoreCalibrator | str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        calibrator: Calibrating | None = None,
         max_length: int | None = None,
         truncation: Truncation = "warn",
         batch_size: int | None = None,
@@ -138,7 +138,7 @@ class Reranker(Model):
         self._weights = check_weights(mode, weights)
         self._token_pooling = check_token_pooling(token_pooling, mode)
         self._llm = LLMOptions.checked(cutoff_layers, compress_ratio, compress_layers, prompt)
-        self._calibrator = check_calibrator(calibrator)
+        self._calibrator = None if calibrator is None else ScoreCalibrator.of(calibrator)
         self._check_known()
 
     @property

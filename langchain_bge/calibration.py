@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -73,21 +74,20 @@ def relevance_score_fn(
 
 
 def probability_of(store: VectorStore, calibrator: ScoreCalibrator) -> Callable[[float], float]:
-    """Return what makes the probability of a score of this store.
+    """Return what makes the probability of a cosine, for a store whose scores are cosines once `cosine_of` is through.
 
     Raises:
         ConfigurationError: The store has no `BGEEmbeddings`, others than the calibrator was fitted on, or does not
             tell the cosine.
     """
-    cosine = known_cosine_of(store)
     calibrator.check(_embedder(store.embeddings))
-    if cosine is None:
+    if known_cosine_of(store) is None:
         raise ConfigurationError(
             f"calibrator= needs the cosine, and the score of {type(store).__name__} is not known to be one. "
             "InMemoryVectorStore, Chroma and FAISS tell theirs. With another store pass reranker=BGERerank(..., "
             "calibrator=...), or relevance_score_fn to the store."
         )
-    return lambda score: _probability(calibrator, cosine(score))
+    return partial(_probability, calibrator)
 
 
 def _embedder(embeddings: Embeddings | None) -> Embedder:

@@ -39,7 +39,8 @@ def known_cosine_of(store: VectorStore) -> Callable[[float], float] | None:
     modules = {kind.__module__ for kind in type(store).__mro__}
     if FAISS in modules:
         index: Any = vars(store)["index"]
-        return {FAISS_L2: _from_squared, FAISS_INNER_PRODUCT: float}.get(index.metric_type)
+        measures: dict[int, Callable[[float], float]] = {FAISS_L2: _from_squared, FAISS_INNER_PRODUCT: float}
+        return measures.get(index.metric_type)
     if CHROMA not in modules:
         return None
     try:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import isotonic_regression
+from scipy.optimize import isotonic_regression, minimize
+from scipy.special import expit
 from scipy.stats import betabinom
 
 from bge_runtime import (
@@ -33,7 +34,10 @@ RESAMPLES = 500
 FOLDS = 5
 FEWEST_QUESTIONS = 20  # below, neither folds nor resamples say anything
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-GROWTH = 1.1  # each step of the thresholds that are tried for the promise keeps so many times more
+# Of the thresholds that are tried for the promise: where chains of them begin, as multiples of what the least could
+# pass with, and how many times more each step keeps.
+STARTS = (1, 2, 4, 8)
+GROWTH = 1.1
 RANDOM_PAIRS = 20_000
 # Of probabilities: float32, in which rerankers give them, still parts what lies between.
 LEAST_RISE = 1e-5
@@ -179,7 +183,8 @@ def fit_without_labels(
         )
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, table.size, RANDOM_PAIRS)
-    near, far = np.float64(table[rows, best][mutual]), np.float64(table.ravel()[drawn])
+    near = table[rows, best][mutual].astype(np.float64)
+    far = table.ravel()[drawn].astype(np.float64)
     values = np.concatenate([near, far])
     flags = np.arange(len(values)) < len(near)
     weights = np.where(flags, 1 / len(near), (candidates - 1) / len(far)) * len(near)
@@ -393,22 +398,19 @@ def _isotonic(scores: Floats, relevant: Flags, weights: Floats) -> dict[str, Any
 
 
 def _platt(scores: Floats, relevant: Flags, weights: Floats) -> dict[str, Any]:
-    """Newton's steps on the logarithmic loss, with the targets of Platt (1999), on standardised scores."""
-    hits, misses = weights[relevant].sum(), weights[~relevant].sum()
+    """Return the curve of the least logarithmic loss, with the targets of Platt (1999), on standardised scores."""
+    total, hits, misses = weights.sum(), weights[relevant].sum(), weights[~relevant].sum()
     targets = np.where(relevant, (hits + 1) / (hits + 2), 1 / (misses + 2))
-    centre, width = float(scores.mean()), max(float(scores.std()), 1e-12)
+    centre = float(weights @ scores / total)
+    width = max(float(np.sqrt(weights @ (scores - centre) ** 2 / total)), 1e-12)
     design = np.column_stack([(scores - centre) / width, np.ones(len(scores))])
-    line = np.array([0.0, math.log((hits + 1) / (misses + 1))])
-    for _ in range(100):
+
+    def loss(line: Floats) -> tuple[float, Floats]:
         logits = design @ line
-        small = np.exp(-np.abs(logits))
-        predicted = np.where(logits >= 0, 1, small) / (1 + small)
-        slope = design.T @ (weights * (predicted - targets))
-        bend = (design.T * (weights * predicted * (1 - predicted))) @ design + 1e-9 * np.eye(2)
-        step = np.linalg.solve(bend, slope)
-        line -= step * min(1.0, 5 / max(float(np.abs(step).max()), 1e-12))
-        if np.abs(step).max() < 1e-10:
-            break
+        value = weights @ (np.logaddexp(0, logits) - targets * logits) / total
+        return float(value), design.T @ (weights * (expit(logits) - targets)) / total
+
+    line = minimize(loss, np.array([0.0, math.log((hits + 1) / (misses + 1))]), jac=True, method="BFGS").x
     if not line[0] > 0:
         raise _falling()
     return {
@@ -425,8 +427,8 @@ def _falling() -> InputError:
 def _by_score(scores: Floats, relevant: Flags, weights: Floats) -> tuple[Floats, Floats, Floats]:
     """Return the distinct scores, rising, with the weight of all and of the relevant pairs at each."""
     values, places = np.unique(scores, return_inverse=True)
-    counts = np.bincount(places, weights=weights)
-    return values, counts, np.bincount(places, weights=weights * relevant)
+    counts: Floats = np.bincount(places, weights=weights).astype(np.float64)
+    return values, counts, np.bincount(places, weights=weights * relevant).astype(np.float64)
 
 
 def _choose(pairs: _Pairs, generator: np.random.Generator) -> str:
@@ -508,14 +510,18 @@ def _recalling(pairs: _Pairs, weights: Floats, target: float) -> float:
 
 
 def _promise(pairs: _Pairs, wrong: float, confidence: float) -> ScoreThreshold:
-    """Test thresholds from the strictest on, until one fails; see `fit_calibrator`."""
-    passed = None
-    for end in _sequence(pairs, wrong, confidence):
-        count, misses = _effective(pairs, end)
-        limit = _prediction_limit(misses, count, confidence)
-        if limit > wrong:
-            break
-        passed = end, limit
+    """Test thresholds along several chains, each until one fails; see `fit_calibrator`."""
+    sizes = _effective_sizes(pairs)
+    shares = np.cumsum(~pairs.relevant) / np.arange(1, len(pairs.scores) + 1)
+    each = 1 - (1 - confidence) / len(STARTS)
+    passed: tuple[int, float] | None = None
+    for chain in _chains(pairs.ends, sizes, wrong, each):
+        for end in chain:
+            limit = _prediction_limit(float(sizes[end] * shares[end]), float(sizes[end]), each)
+            if limit > wrong:
+                break
+            if passed is None or end > passed[0]:
+                passed = end, limit
     if passed is None:
         reason = (
             f"No threshold keeps the promise that at most {wrong:.0%} of what is kept is wrong with {confidence:.0%} "
@@ -529,39 +535,44 @@ def _promise(pairs: _Pairs, wrong: float, confidence: float) -> ScoreThreshold:
         score=float(pairs.scores[end]),
         probability=None,
         score_interval=None,
-        reached=float(1 - pairs.relevant[: end + 1].mean()),
+        reached=float(shares[end]),
         interval=(0.0, limit),
         confidence=confidence,
         kept=end + 1,
     )
 
 
-def _sequence(pairs: _Pairs, wrong: float, confidence: float) -> list[int]:
-    """Return the last places of what the tested thresholds keep: by effective number, without a look at labels.
+def _chains(ends: NDArray[np.intp], sizes: Floats, wrong: float, confidence: float) -> list[list[int]]:
+    """Return the last places of what the tested thresholds keep, by effective number: labels have no part in it.
 
-    It begins where keeping nothing wrong would suffice; fewer could not pass whatever the labels are.
+    The first chain begins where keeping nothing wrong would suffice: fewer could not pass whatever the labels are.
     """
-    found: list[int] = []
-    least = 0.0
-    for end in pairs.ends:
-        count = _effective(pairs, int(end))[0]
-        if count < least or (not found and _prediction_limit(0, count, confidence) > wrong):
-            continue
-        found.append(int(end))
-        least = count * GROWTH
-    return found
+    least = next((size for size in range(1, int(sizes[-1]) + 1) if _prediction_limit(0, size, confidence) <= wrong), 0)
+    chains = []
+    for start in STARTS if least else ():
+        chain: list[int] = []
+        size = float(least * start)
+        while (place := int(np.argmax(sizes[ends] >= size))) or sizes[ends[0]] >= size:
+            chain.append(int(ends[place]))
+            size = max(size, float(sizes[ends[place]])) * GROWTH
+        chains.append(chain)
+    return chains
 
 
-def _effective(pairs: _Pairs, end: int) -> tuple[float, float]:
-    """Return the effective number of the pairs up to a place, and of the wrong ones among them."""
-    per_question = np.bincount(pairs.owners[: end + 1])
-    count = float(per_question.sum() ** 2 / (per_question**2).sum())
-    return count, count * float(1 - pairs.relevant[: end + 1].mean())
+def _effective_sizes(pairs: _Pairs) -> Floats:
+    """Return for each place the effective number of the pairs up to it: n^2 over the sum of squares of clusters."""
+    order = np.argsort(pairs.owners, kind="stable")
+    firsts = np.flatnonzero(np.append(True, np.diff(pairs.owners[order])))
+    earlier = np.empty(len(order), np.intp)  # how many of the same question stand before
+    earlier[order] = np.arange(len(order)) - np.repeat(firsts, np.diff(np.append(firsts, len(order))))
+    squares = np.cumsum(2 * earlier + 1)
+    counts = np.arange(1, len(order) + 1)
+    return np.asarray(counts**2 / squares, np.float64)
 
 
 def _prediction_limit(misses: float, count: float, confidence: float) -> float:
     """Return the share wrong that another sample of the same size exceeds with at most 1 - confidence."""
-    size = int(count)
+    size = int(count)  # of the other sample
     if size < 1:
         return 1.0
     return float(betabinom.ppf(confidence, size, misses + 1, max(count - misses, 1e-9))) / size

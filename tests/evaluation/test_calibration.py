@@ -177,7 +177,8 @@ def test_arrays_that_cannot_be_fitted_are_refused(scorer: Embedder, name: str) -
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "beta"}, {"precision": 1.0}, {"recall": 0}, {"wrong": True}, {"confidence": 95}]
+    "options",
+    [{"method": "beta"}, {"precision": 1.0}, {"recall": 0}, {"wrong": True}, {"confidence": 95}, {"resamples": -1}],
 )
 def test_an_option_that_is_not_allowed_is_named(scorer: Embedder, options: dict[str, Any]) -> None:
     (name,) = options

@@ -29,9 +29,8 @@ import numpy as np
 from published import MODEL, RESULTS, machine, rows
 from tqdm import tqdm
 
-from bge_runtime import Embedder, Reranker, ScoreCalibrator, ScoreThreshold, VectorCache
+from bge_runtime import Embedder, Reranker, ScoreThreshold, VectorCache
 from bge_runtime.evaluation.calibration import (
-    CalibrationReport,
     fit_calibrator,
     fit_without_labels,
     measure_calibration,
@@ -43,6 +42,7 @@ HALVES = 100
 # Share wrong that is promised -> how many of the best candidates of each question it is about.
 PROMISES = ((0.1, 10), (0.1, 1), (0.3, 10), (0.3, 1))
 COLLECTIONS = ("scifact", "xquad-en")
+SCORERS = ("cosine", "late")
 LARGEST_ERROR = 0.05
 FEWEST_HELD = 92
 
@@ -169,21 +169,17 @@ def promise(scored: Scored, scorer: Embedder | Reranker, wrong: float, width: in
     }
 
 
-def measure(
-    scored: Scored, measured: np.ndarray, scorer: Embedder | Reranker
-) -> tuple[dict[str, Any], CalibrationReport, ScoreCalibrator]:
+def measure(scored: Scored, measured: np.ndarray, scorer: Embedder | Reranker) -> dict[str, Any]:
     """Fit on some questions, measure on the others."""
     fitted = fit_calibrator(*scored.part(~measured), scorer=scorer)
     scores, labels = scored.part(measured)
-    report = measure_calibration(fitted.probabilities(scores), labels)
-    entry = {
+    return {
         "method": fitted.method,
         "fitted": dict(fitted.fitted),
-        "calibration": asdict(report),
+        "calibration": asdict(measure_calibration(fitted.probabilities(scores), labels)),
         "thresholds": {each.purpose: outcome(each, scores, labels) for each in fitted.thresholds},
         "promises": [promise(scored, scorer, wrong, width) for wrong, width in PROMISES],
     }
-    return entry, report, fitted
 
 
 def problems(name: str, entry: dict[str, Any]) -> Iterator[str]:
@@ -198,8 +194,8 @@ def problems(name: str, entry: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: the promise of {each['wrong']} holds in {each['held']} of {HALVES} halves"
 
 
-def draw(reports: dict[str, CalibrationReport], file: Path) -> None:
-    """Draw predicted against observed shares."""
+def draw(results: dict[str, Any], file: Path) -> None:
+    """Draw predicted against observed shares of every scorer in the results."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -207,9 +203,12 @@ def draw(reports: dict[str, CalibrationReport], file: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(5, 4.5), layout="constrained")
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    for name, report in reports.items():
-        predicted, observed = zip(*((each.predicted, each.observed) for each in report.bins), strict=True)
-        axes.plot(predicted, observed, marker="o", markersize=4, label=f"{name}: error {report.error:.3f}")
+    for name, entry in results.items():
+        for kind in SCORERS:
+            found = entry[kind]["calibration"]
+            predicted, observed = ([each[key] for each in found["bins"]] for key in ("predicted", "observed"))
+            label = f"{name}, {kind}: error {found['error']:.3f}"
+            axes.plot(predicted, observed, marker="o", markersize=4, label=label)
     axes.set_xlabel("probability of being relevant, as predicted")
     axes.set_ylabel("share that is relevant")
     axes.legend(fontsize=8)
@@ -254,15 +253,15 @@ def main(arguments: list[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     file = options.results / "calibration.json"
     results = json.loads(file.read_text()) if file.is_file() else {}
-    reports, off = {}, []
+    off = []
     embedder = Embedder(MODEL)
     for name in options.only or COLLECTIONS:
         collection = read(options.data, name)
         cosines, *candidates = score(collection, name, options.cache)
         entry: dict[str, Any] = {"machine": machine(), "command": "python benchmarks/calibration.py --data DIR"}
-        for kind, scorer, scored in zip(("cosine", "late"), (embedder, Reranker(embedder)), candidates, strict=True):
+        for kind, scorer, scored in zip(SCORERS, (embedder, Reranker(embedder)), candidates, strict=True):
             title = f"{name}, {kind}"
-            entry[kind], reports[title], _ = measure(scored, collection.measured, scorer)
+            entry[kind] = measure(scored, collection.measured, scorer)
             off += problems(title, entry[kind])
             print("\n".join(shown(title, entry[kind])))
         weak = fit_without_labels(cosines[~collection.measured], scorer=embedder, candidates=CANDIDATES)
@@ -271,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}, cosine, without labels: expected calibration error {entry['without_labels']['error']:.3f}")
         results[name] = rounded(entry)
     file.write_text(json.dumps(results, indent=2) + "\n")
-    draw(reports, options.results / "calibration.png")
+    draw(results, options.results / "calibration.png")
     for line in off:
         print(f"OFF: {line}", file=sys.stderr)
     return 1 if off else 0

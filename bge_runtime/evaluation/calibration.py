@@ -79,12 +79,13 @@ def fit_calibrator(
     Thresholds: `precision` is the lowest score whose kept candidates are expected to be relevant in that share, by
     the isotonic map; `recall` the highest that keeps that share of the relevant candidates. Their intervals come from
     resampling questions. `wrong` is the promise that of what is kept at most that share is wrong: thresholds are
-    tested from the strictest on, in an order that labels have no part in, until one fails (fixed-sequence testing:
-    Angelopoulos et al., Learn then Test, arXiv:2110.01052). A test asks for the share in another sample that keeps
-    as many candidates, by the prediction limit of Clopper-Pearson's form (the beta-binomial distribution; Hahn and
-    Meeker, Statistical Intervals, 1991), and counts the candidates of one question by their effective number, as if
-    they were right or wrong together (Kish 1965; Korn and Graubard, Survey Methodology 24, 1998). `answerable` parts
-    questions with an answer from those without by the best score, at the least balanced error.
+    tested along four chains, each with a quarter of the error and until one of its thresholds fails, in an order that
+    labels have no part in (fixed-sequence testing with several starts: Angelopoulos et al., Learn then Test,
+    arXiv:2110.01052). A test asks for the share in another sample that keeps as many candidates, whose own chance is
+    thus allowed for, by the binomial's prediction limit (the beta-binomial distribution; Hahn and Meeker, Statistical
+    Intervals, 1991). It counts the candidates of one question by their effective number, as if they were right or
+    wrong together (Kish 1965; Korn and Graubard, Survey Methodology 24, 1998). `answerable` parts questions with an
+    answer from those without by the best score, at the least balanced error.
 
     Args:
         scores: Per question the raw scores of its candidates, best k of a search: floats of shape (k,), k may vary.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from bge_runtime import DEFAULT_OFFLINE_MODEL, ConfigurationError, Embedder, InputError, Reranker, ScoreCalibrator
 from bge_runtime.evaluation import calibration
@@ -47,6 +49,13 @@ def test_probabilities_hold_on_other_questions_and_tell_them_apart(fitted: Score
     assert report.resolution > report.uncertainty / 3
     assert report.reliability < 0.002
     assert sum(each.count for each in report.bins) == scores.size
+
+
+def test_a_file_gives_back_all_that_was_fitted(fitted: ScoreCalibrator, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "c.json")
+    again = ScoreCalibrator.read(tmp_path / "c.json")
+    assert again == fitted
+    assert again.threshold("recall").interval == fitted.threshold("recall").interval
 
 
 def test_no_block_of_pairs_makes_a_certainty(scorer: Embedder) -> None:
@@ -103,6 +112,16 @@ def test_the_promise_holds_in_the_other_half_of_the_questions(scorer: Embedder) 
         held += (1 - labels[other][inside].mean()) <= 0.2
     assert held >= 18
     assert np.mean(kept) > 200
+
+
+@pytest.mark.parametrize("size", [30, 60, 200])
+def test_the_limit_of_the_promise_is_exceeded_as_seldom_as_it_says(size: int) -> None:
+    counts = np.arange(size + 1)
+    limits = np.array([calibration._prediction_limit(float(count), size, 0.95) for count in counts])
+    exceeded = counts[None, :] / size > limits[:, None]
+    for share in (0.02, 0.05, 0.1, 0.2, 0.5):
+        weights = binom.pmf(counts, size, share)
+        assert weights @ exceeded @ weights <= 0.05 + 1e-9
 
 
 def test_candidates_of_one_question_that_are_wrong_together_count_once() -> None:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         DEFAULT_SPARSE_EMBEDDER,
         ModelSpec,
     )
+    from bge_runtime.reranking.calibrator import ScoreCalibrator, ScoreThreshold, score_facts
     from bge_runtime.reranking.ranking import Ranked, Ranking, order_scores
     from bge_runtime.reranking.reranker import Reranker
     from bge_runtime.reranking.token_index import TokenHit, TokenIndex
@@ -75,6 +76,7 @@ _NAMES = {
     "models.hub": "download locate",
     "models.registry": "get_spec list_models register_model",
     "models.spec": "DEFAULT_EMBEDDER DEFAULT_OFFLINE_MODEL DEFAULT_RERANKER DEFAULT_SPARSE_EMBEDDER ModelSpec",
+    "reranking.calibrator": "ScoreCalibrator ScoreThreshold score_facts",
     "reranking.ranking": "Ranked Ranking order_scores",
     "reranking.reranker": "Reranker",
     "reranking.token_index": "TokenHit TokenIndex",
@@ -116,6 +118,8 @@ __all__ = [
     "Ranked",
     "Ranking",
     "Reranker",
+    "ScoreCalibrator",
+    "ScoreThreshold",
     "TokenHit",
     "TokenIndex",
     "UnknownArgumentError",
@@ -142,6 +146,7 @@ __all__ = [
     "register_model",
     "remove_hook",
     "rescore",
+    "score_facts",
     "search_quantized",
     "stats",
     "unload_models",

@@ -9,15 +9,16 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
-from bge_runtime import ConfigurationError, Embedder, ModelSpec, Reranker, UnknownArgumentError
+from bge_runtime import ConfigurationError, Embedder, ModelSpec, Reranker, ScoreCalibrator, UnknownArgumentError
 from bge_runtime.embedding.instructions import OTHER_NAMES
 from bge_runtime.inputs.checks import check_items
 from bge_runtime.loading.options import LoadingOptions
 
 __all__ = [
     "Arguments",
+    "Calibrator",
     "Count",
     "DocumentInstruction",
     "EmbedderArguments",
@@ -60,6 +61,22 @@ DocumentInstruction = Annotated[
 ]
 
 
+def _calibrator_content(value: Any) -> Any:
+    # As what dumps, pickles and copies carry without knowing it.
+    return value.as_dict() if isinstance(value, ScoreCalibrator) else value
+
+
+Calibrator = Annotated[
+    str | dict[str, Any] | None,
+    BeforeValidator(_calibrator_content),
+    # Left out of dumps while there is none: dumps of before have no such entry.
+    Field(
+        exclude_if=lambda value: value is None,
+        description="Makes probabilities of raw scores: a bge_runtime.ScoreCalibrator, or the path of its file.",
+    ),
+]
+
+
 class LoadingArguments(LoadingOptions, total=False):
     """Arguments by which `LoadingFields` is filled, for type checkers, which then see a misspelt one."""
 
@@ -97,6 +114,7 @@ class RerankerArguments(LoadingArguments, total=False):
     compress_ratio: int | None
     compress_layers: Sequence[int] | None
     prompt: str | None
+    calibrator: Any
 
 
 class LoadingFields(BaseModel):
@@ -339,6 +357,7 @@ class RerankerFields(BaseModel):
     )
     compress_layers: list[int] | None = Field(default=None, description="Before which layers it does so; None is 8.")
     prompt: str | None = Field(default=None, description="Prompt of an LLM reranker; None is the model's own.")
+    calibrator: Calibrator = None
 
     _runtime: Reranker = PrivateAttr()
 
@@ -454,7 +473,9 @@ def names_of(*groups: type[BaseModel], **others: str) -> dict[str, str]:
 
 def plain(field: str, value: Any) -> Any:
     """Return what a field holds for the objects of other libraries that callers pass: paths, torch's, secrets."""
-    if field in ("model", "model_name", "cache_folder", "calibration", "adapter") and isinstance(value, os.PathLike):
+    if field in ("model", "model_name", "cache_folder", "calibration", "adapter", "calibrator") and isinstance(
+        value, os.PathLike
+    ):
         return os.fspath(value)
     if field in ("device", "precision") and value is not None:
         return str(value).removeprefix("torch.")

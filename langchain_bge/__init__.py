@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from langchain_bge.binding import bind_index
+    from langchain_bge.calibration import relevance_score_fn
     from langchain_bge.cross_encoder import BGECrossEncoder
     from langchain_bge.embeddings import BGEEmbeddings
     from langchain_bge.rerank import BGERerank
@@ -29,6 +30,7 @@ _HOME = {
     "BGETokenRetriever": "token_retriever",
     "BGETokenSplitter": "splitting",
     "bind_index": "binding",
+    "relevance_score_fn": "calibration",
 }
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "BGETokenSplitter",
     "__version__",
     "bind_index",
+    "relevance_score_fn",
 ]
 
 

@@ -50,6 +50,8 @@ class BGERerank(ScoringModel, BaseDocumentCompressor, RunnableSerializable[dict[
         mode, weights: For BAAI/bge-m3: compare by `multi_vector`, `sparse`, `dense`, or `hybrid` with weights.
         long_document: `truncate`, or `max_passage`: the best of overlapping passages counts.
         cutoff_layers, compress_ratio, compress_layers, prompt: for LLM rerankers, as for `bge_runtime.Reranker`.
+        calibrator: Makes probabilities of raw scores, in the place of the sigmoid: a `bge_runtime.ScoreCalibrator`
+            that was fitted on this reranker, or the path of its file. Thresholds are then probabilities.
         time_budget_s: Seconds after which the best order so far is returned. Documents then carry
             `metadata["partial_ranking"]`, and those not scored stand last, without a score.
         device, precision, batch_size, max_length, truncation, cache_folder, ...: see the fields.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from types import EllipsisType
 from typing import Any, Literal
@@ -21,9 +21,10 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
-from bge_runtime import ConfigurationError, UnknownArgumentError
-from bge_runtime.fields import Count
+from bge_runtime import ConfigurationError, ScoreCalibrator, UnknownArgumentError
+from bge_runtime.fields import Calibrator, Count, plain
 from langchain_bge.binding import bind_index
+from langchain_bge.calibration import probability_of
 from langchain_bge.fusion import Hit, fused
 from langchain_bge.notes import RERANKING
 from langchain_bge.rerank import BGERerank
@@ -52,6 +53,9 @@ class BGERetriever(BaseRetriever):
         fetch_k: How many candidates to take from each vector store. A retriever gives as many as it is set to.
         filter: Passed to vector stores as `filter=`.
         search_kwargs: Further arguments for the vector stores' search.
+        calibrator: Without a reranker: a `bge_runtime.ScoreCalibrator` that was fitted on the cosines of the store's
+            embeddings, or the path of its file. `relevance_score` is then the probability of being relevant. Of a
+            reranker, it is the reranker's own option.
         score_threshold: Lowest `relevance_score` to return; a document that the reranker's `time_budget_s` left
             without a score is none of them.
         index_path: Folder or file of the store's index: before the first query it is checked that the store's
@@ -82,6 +86,7 @@ class BGERetriever(BaseRetriever):
     vectorstore: VectorStore | None = Field(default=None, description="Where candidates come from.")
     sources: list[Source] = Field(default_factory=list, description="Several stores and retrievers instead.")
     reranker: BaseDocumentCompressor | None = Field(default=None, description="Orders the candidates.")
+    calibrator: Calibrator = None
     k: Count | None = Field(default=None, description="How many documents to return; None is the reranker's own.")
     fetch_k: Count = Field(default=100, description="Candidates from each vector store.")
     filter: Any = Field(default=None, description="Passed to vector stores as filter=.")
@@ -97,12 +102,13 @@ class BGERetriever(BaseRetriever):
     )
 
     _checked: bool = PrivateAttr(default=False)
+    _calibrator: ScoreCalibrator | None = PrivateAttr(default=None)
 
     def __init__(self, **options: Any) -> None:
         """Check the options."""
         UnknownArgumentError.check("BGERetriever", options, type(self).model_fields)
         try:
-            super().__init__(**options)
+            super().__init__(**{name: plain(name, value) for name, value in options.items()})
         except ValidationError as error:
             raise ConfigurationError.from_validation("BGERetriever", error.errors()) from error
         if (self.vectorstore is None) == (not self.sources):
@@ -115,6 +121,7 @@ class BGERetriever(BaseRetriever):
                 f"BGERetriever got index_path={self.index_path!r} without vectorstore=, to which it belongs. "
                 "With sources=[...], call bind_index for each store."
             )
+        self._read_calibrator()
         self._check_threshold(self.score_threshold)
 
     def _get_relevant_documents(
@@ -129,8 +136,9 @@ class BGERetriever(BaseRetriever):
     ) -> list[Document]:
         search = self._search_kwargs(fetch_k, filter)
         self._check_index()
+        relevance = self._relevance()
         hits = [self._fetch(source, query, search, run_manager) for source in self._sources()]
-        candidates, limits = self._candidates(hits), self._limits(k, score_threshold)
+        candidates, limits = self._candidates(hits, relevance), self._limits(k, score_threshold)
         try:
             ordered = self._rerank(candidates, query, limits[0], run_manager)
         except Exception as error:  # noqa: BLE001 - whatever fails in the second stage
@@ -150,9 +158,10 @@ class BGERetriever(BaseRetriever):
         search = self._search_kwargs(fetch_k, filter)
         if not self._checked:
             await asyncio.to_thread(self._check_index)
+        relevance = await asyncio.to_thread(self._relevance)  # the first time, it reads the model's files
         fetches = [self._afetch(source, query, search, run_manager) for source in self._sources()]
         hits = await asyncio.gather(*fetches)
-        candidates, limits = self._candidates(hits), self._limits(k, score_threshold)
+        candidates, limits = self._candidates(hits, relevance), self._limits(k, score_threshold)
         try:
             ordered = await self._arerank(candidates, query, limits[0], run_manager)
         except Exception as error:  # noqa: BLE001 - whatever fails in the second stage
@@ -224,9 +233,33 @@ class BGERetriever(BaseRetriever):
         logger.warning("The reranker failed, the order of the first stage is kept: %s", error)
         return list(candidates[:k])
 
-    def _candidates(self, hits: Sequence[Sequence[Hit]]) -> list[Document]:
+    def _candidates(self, hits: Sequence[Sequence[Hit]], relevance: Callable[[float], float] | None) -> list[Document]:
+        if relevance is not None:
+            return [_with_relevance(document, relevance) for document in fused(hits, RERANKING)]
         # Scores that the sources' documents bring along would pass for the reranker's.
         return fused(hits, () if self.reranker is None else RERANKING)
+
+    def _read_calibrator(self) -> None:
+        if self.calibrator is None:
+            return
+        if self.reranker is not None or self.vectorstore is None:
+            what = "sources=" if self.reranker is None else "reranker="
+            raise ConfigurationError(
+                f"BGERetriever got calibrator= together with {what}: it maps the cosines of one vectorstore=. "
+                "Give a reranker its own: BGERerank(calibrator=...)."
+            )
+        self._calibrator = ScoreCalibrator.of(self.calibrator)
+
+    def _relevance(self) -> Callable[[float], float] | None:
+        """Return what makes a probability of the store's cosine; `None` without a calibrator.
+
+        Raises:
+            ConfigurationError: The calibrator is not of the store's embeddings, or the store tells no cosine.
+        """
+        if self._calibrator is None:
+            return None
+        assert self.vectorstore is not None
+        return probability_of(self.vectorstore, self._calibrator)
 
     def _limited(self, ordered: Sequence[Document], k: int | None, score_threshold: float | None) -> list[Document]:
         """Return at most `k` documents, of which with a threshold each has a score that is not below it.
@@ -250,10 +283,10 @@ class BGERetriever(BaseRetriever):
         return passed[:k]
 
     def _check_threshold(self, score_threshold: float | None) -> None:
-        if score_threshold is not None and self.reranker is None:
+        if score_threshold is not None and self.reranker is None and self.calibrator is None:
             raise ConfigurationError(
                 f"score_threshold={score_threshold!r} is on the reranker's scale, and BGERetriever has no reranker. "
-                "Pass reranker=, or leave the threshold out."
+                "Pass reranker= or calibrator=, or leave the threshold out."
             )
 
     def _sources(self) -> Sequence[Source]:
@@ -281,6 +314,12 @@ class BGERetriever(BaseRetriever):
             if stores[0].embeddings is not None:
                 params["ls_embedding_provider"] = type(stores[0].embeddings).__name__
         return params
+
+
+def _with_relevance(document: Document, relevance: Callable[[float], float]) -> Document:
+    # A copy already, which nobody else has.
+    document.metadata["relevance_score"] = relevance(document.metadata["retrieval_score"])
+    return document
 
 
 def _stage(source: VectorStore) -> str:

@@ -8,6 +8,7 @@ from llamaindex_bge.binding import bind_index
 from llamaindex_bge.embeddings import BGEEmbedding
 from llamaindex_bge.multi_modal import BGEMultiModalEmbedding
 from llamaindex_bge.postprocessor import BGERerank
+from llamaindex_bge.similarity import BGESimilarityPostprocessor
 from llamaindex_bge.sparse import BGESparseEmbedding
 from llamaindex_bge.splitting import BGETokenSplitter
 from llamaindex_bge.token_retriever import BGETokenRetriever
@@ -16,6 +17,7 @@ __all__ = [
     "BGEEmbedding",
     "BGEMultiModalEmbedding",
     "BGERerank",
+    "BGESimilarityPostprocessor",
     "BGESparseEmbedding",
     "BGETokenRetriever",
     "BGETokenSplitter",

@@ -23,6 +23,7 @@ from bge_runtime.loading.store import arun, run
 from bge_runtime.locks import cached_property
 from bge_runtime.models.spec import DEFAULT_RERANKER, ModelSpec
 from bge_runtime.reranking.base import LongDocument, Method, Pairs
+from bge_runtime.reranking.calibrator import Calibrating, ScoreCalibrator
 from bge_runtime.reranking.comparison import Mode, check_mode, check_weights, comparison_of
 from bge_runtime.reranking.cross_encoder import CrossEncoder
 from bge_runtime.reranking.late_interaction import LateInteraction
@@ -58,6 +59,7 @@ class Reranker(Model):
         compress_ratio: int | None = None,
         compress_layers: Sequence[int] | None = None,
         prompt: str | None = None,
+        calibrator: Calibrating | None = None,
         max_length: int | None = None,
         truncation: Truncation = "warn",
         batch_size: int | None = None,
@@ -87,6 +89,9 @@ class Reranker(Model):
             compress_ratio: How many neighbouring tokens of a document a lightweight reranker merges: 1, 2, 4 or 8.
             compress_layers: Before which layers it does so; `None` is 8.
             prompt: What an LLM reranker is told to do with query A and passage B; `None` is the model's own.
+            calibrator: Makes probabilities of raw scores, in the place of the sigmoid, whatever `normalize` says: a
+                `ScoreCalibrator` that was fitted on this scorer, the path of its file, or what its `as_dict` returns.
+                Another scorer's is refused before the first score.
             max_length: Longest pair in tokens (late interaction: longest text); `None` takes the model's own. The
                 prompt of an LLM reranker comes on top.
             truncation: What to do about longer inputs: cut `silent`, cut and `warn` the first time, or `error`.
@@ -133,6 +138,7 @@ class Reranker(Model):
         self._weights = check_weights(mode, weights)
         self._token_pooling = check_token_pooling(token_pooling, mode)
         self._llm = LLMOptions.checked(cutoff_layers, compress_ratio, compress_layers, prompt)
+        self._calibrator = None if calibrator is None else ScoreCalibrator.of(calibrator)
         self._check_known()
 
     @property
@@ -205,14 +211,43 @@ class Reranker(Model):
         )
 
     @property
+    def calibrator(self) -> ScoreCalibrator | None:
+        """What makes probabilities of raw scores."""
+        return self._calibrator
+
+    @property
     def identity(self) -> str:
         """Digest of exactly what changes scores; needs the model's files, not its weights in memory."""
+        if self._calibrator is not None:
+            return digest([self.score_identity, "calibrated", self._calibrator.digest])
+        return self._identity(self.normalize)
+
+    @property
+    def score_identity(self) -> str:
+        """The `identity` of raw scores, before any sigmoid or calibrator: what a calibrator is fitted on."""
+        return self._identity(normalize=False)
+
+    @property
+    def score_options(self) -> dict[str, Any]:
+        """What beside model, precision and length changes raw scores, by name; needs the model's files."""
+        passages = self._long_document == "max_passage"
+        facts = {
+            "mode": self.mode,
+            "weights_of_outputs": self._weights if self.mode == "hybrid" else None,
+            "token_pooling": self._token_pooling if self._token_pooling > 1 else None,
+            "long_document": self._long_document if passages else None,
+            "passage_overlap": self._passage_overlap if passages else None,
+            **self._llm.as_arguments(),
+        }
+        return {name: value for name, value in facts.items() if value is not None}
+
+    def _identity(self, normalize: bool) -> str:
         source = self.source
         parts = [
             source.weights_digest,
             self.method,
             self.max_length,
-            self.normalize,
+            normalize,
             source.precision_class,
             source.vector_arguments,
             *([self._passage_overlap] if self._long_document == "max_passage" else []),
@@ -232,9 +267,10 @@ class Reranker(Model):
 
         Returns:
             Array float32 of shape (number of documents,), in input order: raw logits, or 0 to 1 with `normalize`;
-            -1 to 1 for late interaction, where two blank texts score 0.
+            -1 to 1 for late interaction, where two blank texts score 0. With a calibrator, probabilities.
 
         Raises:
+            ConfigurationError: The calibrator is another scorer's.
             InputError: Something is not a string, or too long with `truncation="error"`.
             BackendError: The computation failed, or a document's score is not finite; the message names it.
         """
@@ -260,7 +296,7 @@ class Reranker(Model):
             By layer, ascending, what `score` returns with that layer as `cutoff_layers`.
 
         Raises:
-            ConfigurationError: The model has no such layers.
+            ConfigurationError: The model has no such layers, or there is a calibrator, which holds for one layer.
             InputError: Something is not a string.
         """
         return run(self._score_layers(pairs_of(query, documents), layers))
@@ -352,6 +388,7 @@ class Reranker(Model):
             "weights": self._weights if self._mode == "hybrid" else None,
             "token_pooling": self._token_pooling,
             "vector_cache": self._cache,
+            "calibrator": self._calibrator,
             **self._llm.as_arguments(),
         }
         return {**shared, **own, "normalize": self._normalize}
@@ -386,14 +423,36 @@ class Reranker(Model):
         """Score checked pairs; what the deadline cuts off is NaN."""
         if not pairs:
             return np.empty(0, dtype=np.float32)
+        _ = self._checked_calibrator
         return (yield from self.scorer.scores(pairs, show_progress, deadline))
 
     def _score(self, pairs: Pairs, show_progress: bool | None) -> Flow[NDArray[np.float32]]:
         raw = yield from self._raw_scores(pairs, show_progress)
+        return self.shown(raw)
+
+    @cached_property
+    def _checked_calibrator(self) -> ScoreCalibrator | None:
+        if self._calibrator is not None:
+            self._calibrator.check(self)
+        return self._calibrator
+
+    def shown(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return raw scores on the scale that `score` returns: probabilities, sigmoids, or as they are.
+
+        Raises:
+            ConfigurationError: The calibrator is another scorer's.
+        """
+        if (calibrator := self._checked_calibrator) is not None:
+            return calibrator.probabilities(raw).astype(np.float32)
         return sigmoid(raw) if self.normalize else raw
 
     def _score_layers(self, pairs: Pairs, layers: Iterable[int] | None) -> Flow[dict[int, NDArray[np.float32]]]:
         wanted = self._llm.layers(layers, self.spec, self.model)
+        if self._calibrator is not None:
+            raise ConfigurationError(
+                f"A calibrator holds for one layer, and score_layers would score at {wanted}. "
+                "Use score, or a Reranker without calibrator=."
+            )
         assert isinstance(self.scorer, CrossEncoder)  # no other model has layers
         raw = np.empty((0, len(wanted)), dtype=np.float32)
         if pairs:
@@ -427,8 +486,8 @@ class Reranker(Model):
         if dense_weight:
             dense = yield from self.embedder.read_cosines(query, [document for _, document in pairs])
             raw = mix(raw, dense, dense_weight)
-        # Ordered by the raw value: a sigmoid ties the best candidates once it rounds to 1.
-        shown = sigmoid(raw) if self.normalize else raw
+        # Ordered by the raw value: a sigmoid ties the best candidates once it rounds to 1, a calibrator more of them.
+        shown = self.shown(raw)
         result = [Ranked(each.index, float(shown[each.index])) for each in order_scores(raw)]
         if score_threshold is not None:
             result = [each for each in result if each.score >= score_threshold]
@@ -439,5 +498,9 @@ class Reranker(Model):
             raise ConfigurationError(f"dense_weight={dense_weight!r} is not allowed. Use a number from 0 to 1.")
         if dense_weight and self.method != "late_interaction":
             raise ConfigurationError(f"dense_weight={dense_weight!r} needs late interaction; {self.model!r} has none.")
+        if dense_weight and self._calibrator is not None:
+            raise ConfigurationError(
+                f"dense_weight={dense_weight!r} makes a mixture that the calibrator was not fitted on. Use one of both."
+            )
         if dense_weight and score_threshold is not None:
             raise ConfigurationError("score_threshold has no meaning for the mixture that dense_weight makes. Use one.")

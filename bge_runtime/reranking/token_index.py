@@ -229,7 +229,8 @@ class TokenIndex:
         vectors = yield from self._scorer.query_vectors(text)
         ids = [id for block in blocks for id in block.ids]
         scores = np.concatenate([block.scores(vectors) for block in blocks])
-        return [TokenHit(ids[each.index], each.score) for each in order_scores(scores, limit)]
+        shown = self.reranker.shown(scores)
+        return [TokenHit(ids[each.index], float(shown[each.index])) for each in order_scores(scores, limit)]
 
     @property
     def _scorer(self) -> LateInteraction:

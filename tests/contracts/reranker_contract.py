@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import bge_runtime
+from bge_runtime import Reranker, ScoreCalibrator, score_facts
 from tests.checkpoints.hub_cache import POISON, poisoned_reranker_folder
 from tests.contracts.adapters import RankedRow, RerankerAdapter
 from tests.contracts.concurrency import in_threads, ticks_during
@@ -42,6 +43,12 @@ def assert_close(left: Sequence[float], right: Sequence[float]) -> None:
 def assert_same_ranking(left: list[RankedRow], right: list[RankedRow]) -> None:
     assert [index for index, _ in left] == [index for index, _ in right]
     assert_close([score for _, score in left], [score for _, score in right])
+
+
+def calibrator_of(reranker: Reranker) -> ScoreCalibrator:
+    """A calibrator of that reranker's scores that parts those of the seeded checkpoints."""
+    identity, words = score_facts(reranker)
+    return ScoreCalibrator(method="platt", slope=2.0, intercept=-0.1, identity=identity, scorer=words)
 
 
 class RerankerContract:
@@ -106,6 +113,51 @@ class RerankerContract:
         assert [row[0] for row in squashed.rank(QUERY, DOCUMENTS)] == [
             row[0] for row in reranker.rank(QUERY, DOCUMENTS)
         ]
+
+    @pytest.mark.parametrize("normalize", [False, True])
+    def test_a_calibrator_makes_probabilities_in_the_order_of_raw_scores(self, adapter, reranker, tmp_path, normalize):
+        made = calibrator_of(Reranker())
+        made.save(tmp_path / "calibrator.json")
+        raw = np.asarray(reranker.scores(QUERY, DOCUMENTS))
+        for given in (made, tmp_path / "calibrator.json", made.as_dict()):
+            calibrated = adapter.make(calibrator=given, normalize=normalize)
+            assert_close(calibrated.scores(QUERY, DOCUMENTS), made.probabilities(raw))
+            assert [row[0] for row in calibrated.rank(QUERY, DOCUMENTS)] == list(np.argsort(-raw, kind="stable"))
+
+    def test_a_threshold_beside_a_calibrator_is_a_probability(self, adapter, reranker):
+        made = calibrator_of(Reranker())
+        middle = float(np.median(reranker.scores(QUERY, DOCUMENTS)))
+        calibrated = adapter.make(calibrator=made)
+        kept = calibrated.rank(QUERY, DOCUMENTS, score_threshold=float(made.probabilities(middle)))
+        assert len(kept) == len(DOCUMENTS) // 2
+
+    @pytest.mark.parametrize(
+        "options", [{"precision": "int8"}, {"max_length": 64}, {"model": "BAAI/bge-small-en-v1.5"}]
+    )
+    async def test_a_calibrator_of_another_scorer_is_refused_before_weights_load(
+        self, adapter, hub_cache, fresh_store, options
+    ):
+        calibrated = adapter.make(calibrator=calibrator_of(Reranker()), **options)
+        (value,) = options.values()
+        wanted = rf"fitted on 'BAAI/bge-reranker-base'.*(float|512|bge-reranker-base)' there, .*{value}' here"
+        with pytest.raises(bge_runtime.ConfigurationError, match=wanted):
+            calibrated.rank(QUERY, DOCUMENTS)
+        with pytest.raises(bge_runtime.ConfigurationError, match=wanted):
+            await calibrated.arank(QUERY, DOCUMENTS)
+        assert len(bge_runtime.loaded_models()) == 0
+
+    def test_a_calibrator_goes_along_in_pickles_and_copies(self, adapter, hub_cache):
+        calibrated = adapter.make(calibrator=calibrator_of(Reranker()))
+        expected = calibrated.rank(QUERY, DOCUMENTS)
+        for copied in (pickle.loads(pickle.dumps(calibrated.subject)), copy.deepcopy(calibrated.subject)):
+            assert_same_ranking(adapter(copied).rank(QUERY, DOCUMENTS), expected)
+
+    def test_a_calibrators_file_that_was_edited_is_refused_at_construction(self, adapter, hub_cache, tmp_path):
+        file = tmp_path / "calibrator.json"
+        calibrator_of(Reranker()).save(file)
+        file.write_text(file.read_text().replace('"slope": 2.0', '"slope": 3.0'))
+        with pytest.raises(bge_runtime.ConfigurationError, match="was changed after it was saved"):
+            adapter.make(calibrator=file)
 
     def test_an_embedder_reranks_by_late_interaction(self, adapter, hub_cache):
         late = adapter.make(model="BAAI/bge-small-en-v1.5", normalize=True)

@@ -27,7 +27,7 @@ GPU_PYTHON ?=
 OUT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test test-latest test-lowest test-of-the-runtime test-of-the-rest test-slow check docs extras migration-check reference-check milvus-check published bench tables gpu-check
+.PHONY: help setup lock demo test test-latest test-lowest test-of-the-runtime test-of-the-rest test-slow check docs extras migration-check reference-check milvus-check browser-check published bench tables gpu-check
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -131,6 +131,9 @@ reference-check: setup $(ENVIRONMENTS)/reference/.ready ## Compare results with 
 milvus-check: $(ENVIRONMENTS)/milvus-langchain/.ready $(ENVIRONMENTS)/milvus-llamaindex/.ready ## Hybrid search on Milvus Lite, through both frameworks
 	$(ENVIRONMENTS)/milvus-langchain/bin/python -m pytest -v tests/milvus/check_langchain.py -o python_functions="check_*"
 	$(ENVIRONMENTS)/milvus-llamaindex/bin/python -m pytest -v tests/milvus/check_llamaindex.py -o python_functions="check_*"
+
+browser-check: setup ## Look at a report in headless Chromium, on a telephone and on a screen
+	$(BIN)/python -m pytest tests/evaluation/check_browser.py -o python_functions="check_*"
 
 $(ENVIRONMENTS)/reference/.ready: locks/reference.txt
 	@rm -rf $(@D)

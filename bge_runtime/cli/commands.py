@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 import bge_runtime
 
 if TYPE_CHECKING:
+    from bge_runtime.cli.evaluation import Answer
     from bge_runtime.evaluation.bench import Comparison
     from bge_runtime.search import Hit, SearchResult
 
@@ -300,6 +301,61 @@ def evaluate(
         command=" ".join(["bge", *map(shlex.quote, sys.argv[1:])]),
     )
     result = evaluation.answer(request, show_progress=_on_terminal(), notify=lambda line: _say(line, err=True))
+    _print_answer(result, as_json)
+
+
+@app.command(epilog="Example: bge calibrate scifact.tar.gz --split train --test-split test --out calibrator.json")
+def calibrate(
+    data: Annotated[Path, typer.Argument(help="Judged questions, as for `bge eval`; whole documents.")],
+    out: Annotated[Path, typer.Option(help="File of the calibrator.")] = Path("calibrator.json"),
+    model: Annotated[str, typer.Option(help="Embedding model.")] = bge_runtime.DEFAULT_OFFLINE_MODEL,
+    reranker: Annotated[
+        str | None,
+        typer.Option(help="Calibrate this reranker's scores; the embedding model's name is late interaction."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which judgements of BEIR data to fit on.")] = "test",
+    test_split: Annotated[str | None, typer.Option(help="Which others to measure on.")] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Documents: JSON lines, or a folder; for data that has none.")
+    ] = None,
+    qrels: Annotated[Path | None, typer.Option(help="TREC's judgements, for TREC queries.")] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="How many of a question's best results it is about.")] = 10,
+    method: Annotated[str, typer.Option(help="isotonic, platt, or auto.")] = "auto",
+    precision: Annotated[float, typer.Option(help="Share of the kept results that is to be relevant.")] = 0.8,
+    recall: Annotated[float, typer.Option(help="Share of the relevant results that is to be kept.")] = 0.9,
+    wrong: Annotated[float, typer.Option(help="Most that may be wrong of what is kept, as a promise.")] = 0.1,
+    confidence: Annotated[float, typer.Option(help="Of intervals and promise.")] = 0.95,
+    without_labels: Annotated[bool, typer.Option("--without-labels", help="Use no judgements; much weaker.")] = False,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Where vectors are kept; BGE_CACHE_DIR, else ~/.cache/bge.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn scores into probabilities, and find the thresholds, on your own questions."""
+    from bge_runtime.cli import evaluation
+
+    asked = evaluation.Calibration(
+        data=data,
+        model=model,
+        reranker=reranker,
+        out=out,
+        split=split,
+        test_split=test_split,
+        corpus=corpus,
+        qrels=qrels,
+        candidates=candidates,
+        method=method,
+        precision=precision,
+        recall=recall,
+        wrong=wrong,
+        confidence=confidence,
+        without_labels=without_labels,
+        cache_dir=cache_dir,
+    )
+    _print_answer(evaluation.calibrated(asked, show_progress=_on_terminal()), as_json)
+
+
+def _print_answer(result: Answer, as_json: bool) -> None:
     if as_json:
         _print_json(result.values)
         return

@@ -1,20 +1,21 @@
-"""What `bge eval` does with its options."""
+"""What `bge eval` and `bge calibrate` do with their options."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bge_runtime import ConfigurationError, VectorCache
+from bge_runtime import ConfigurationError, Embedder, Reranker, ScoreCalibrator, VectorCache
+from bge_runtime.evaluation.calibration import CalibrationReport
 from bge_runtime.evaluation.comparison import Comparison, compare, shown_number
 from bge_runtime.evaluation.evaluation import Evaluation, evaluate
 from bge_runtime.evaluation.judgements import Judgements
 from bge_runtime.evaluation.settings import parse_axes
 from bge_runtime.search.index import default_cache_folder
 
-__all__ = ["Answer", "Request", "answer"]
+__all__ = ["Answer", "Calibration", "Request", "answer", "calibrated"]
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 QUESTIONS = Path("questions.jsonl")
@@ -107,6 +108,103 @@ def answer(request: Request, *, show_progress: bool, notify: Callable[[str], Non
 
         told.lines.append(f"report: {write_report(request.out, result, data, command=request.command)}")
     return told
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """The options of `bge calibrate`."""
+
+    data: Path
+    model: str
+    reranker: str | None
+    out: Path
+    split: str
+    test_split: str | None
+    corpus: Path | None
+    qrels: Path | None
+    candidates: int
+    method: str
+    precision: float
+    recall: float
+    wrong: float
+    confidence: float
+    without_labels: bool
+    cache_dir: Path | None
+
+
+def calibrated(asked: Calibration, *, show_progress: bool) -> Answer:
+    """Fit a calibrator, write it, and say what it is good for.
+
+    Raises:
+        ConfigurationError: The options exclude each other, or the file cannot be written.
+    """
+    from bge_runtime.evaluation import calibrating
+
+    if asked.without_labels and (asked.reranker or asked.test_split):
+        raise ConfigurationError(
+            "--without-labels is for a model's cosines alone: leave --reranker and --test-split out."
+        )
+    data = Judgements.read(asked.data, split=asked.split, corpus=asked.corpus, qrels=asked.qrels)
+    folder = (asked.cache_dir or default_cache_folder()) / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    cache = VectorCache(folder / "vectors.sqlite")
+    embedder = Embedder(asked.model, vector_cache=cache, truncation="silent", show_progress=show_progress)
+    if asked.without_labels:
+        calibrator = calibrating.calibrate_without_labels(embedder, data, candidates=asked.candidates)
+        calibrator.save(asked.out)
+        return _told(calibrator, asked.out, None)
+    ranker = None if asked.reranker is None else Reranker(asked.reranker, normalize=False, truncation="silent")
+
+    def found(judged: Judgements) -> calibrating.Candidates:
+        return calibrating.candidates_of(
+            embedder,
+            judged,
+            reranker=ranker,
+            candidates=asked.candidates,
+            vector_cache=cache,
+            show_progress=show_progress,
+        )
+
+    calibrator = calibrating.calibrate(
+        found(data),
+        method=asked.method,
+        precision=asked.precision,
+        recall=asked.recall,
+        wrong=asked.wrong,
+        confidence=asked.confidence,
+        random_pairs=calibrating.random_pairs_of(embedder, data) if ranker is None else None,
+    )
+    calibrator.save(asked.out)
+    if asked.test_split is None:
+        return _told(calibrator, asked.out, None)
+    other = Judgements.read(asked.data, split=asked.test_split, corpus=asked.corpus, qrels=asked.qrels)
+    return _told(calibrator, asked.out, calibrating.check_calibrator(calibrator, found(other)))
+
+
+def _told(calibrator: ScoreCalibrator, file: Path, report: CalibrationReport | None) -> Answer:
+    rows = []
+    for each in calibrator.thresholds:
+        target = "-" if each.target is None else f"{each.target:g}"
+        if each.score is None:
+            rows.append((each.purpose, target, "none", "-", "-", each.reason))
+            continue
+        interval = "-" if each.interval is None else f"{each.interval[0]:.3f} to {each.interval[1]:.3f}"
+        rows.append(
+            (each.purpose, target, f"{each.score:.4f}", f"{each.probability:.3f}", f"{each.reached:.3f}", interval)
+        )
+    lines = [f"calibrator of {calibrator.scorer.get('model', 'the model')}, {calibrator.method}: {file}"]
+    if calibrator.weak:
+        lines.append(f"weak: {calibrator.fitted['weakness']}")
+    values: dict[str, Any] = {"file": str(file), **calibrator.as_dict()}
+    if report is not None:
+        values["check"] = asdict(report)
+        lines.append(
+            f"on the other questions: expected calibration error {report.error:.4f}, "
+            f"resolution {report.resolution:.4f} of {report.uncertainty:.4f}"
+        )
+    return Answer(
+        values=values, tables=[(("FOR", "TARGET", "SCORE", "PROBABILITY", "REACHED", "INTERVAL"), rows)], lines=lines
+    )
 
 
 def _made(request: Request) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from bge_runtime import ConfigurationError, Embedder
 
 if TYPE_CHECKING:
-    from mteb import ModelMeta
+    from mteb.models import ModelMeta
 
 __all__ = ["BGEEncoder", "evaluate_tasks"]
 
@@ -35,11 +36,12 @@ class BGEEncoder:
     @property
     def mteb_model_meta(self) -> ModelMeta:
         """What mteb's results say of the model."""
-        from mteb import ModelMeta
+        from mteb.models import ModelMeta
 
         embedder = self.embedder
         told = {
-            "name": embedder.model if "/" in embedder.model else f"local/{embedder.model}",
+            # mteb wants an owner and a name; the path of a folder is nobody's business.
+            "name": f"local/{Path(embedder.model).name}" if Path(embedder.model).is_dir() else embedder.model,
             "revision": embedder.identity,
             "embed_dim": embedder.dimension,
             "max_tokens": embedder.max_length,

@@ -141,9 +141,10 @@ def _questions(name: str, sections: list[tuple[tuple[str, ...], str]]) -> Iterat
         if len(prose) < LEAST_CHARACTERS:
             continue
         passage = Passage(document=name, quote=_beginning(prose))
-        if trail and _fits(trail[-1]):
-            # A heading such as "Example" says nothing without the one above it.
-            yield " ".join([*trail[-2:-1], trail[-1]] if len(trail[-1].split()) < 4 else [trail[-1]]), passage
+        # A heading such as "Example" says nothing without the one above it.
+        words = " ".join(trail[-2:] if trail and len(trail[-1].split()) < 4 else trail[-1:])
+        if _fits(words):
+            yield words, passage
         if (match := _DEFINITION.match(prose)) and _fits(f"What is {match[1]}"):
             yield f"What is {match[1].strip('`')}?", passage
 

@@ -34,6 +34,7 @@ WHOLE = ("langchain-Faiss", "llamaindex-Chroma")
 FEW = 500
 KILLS = 3
 DIMENSION = 128  # of the new embedder, where the old one has 384
+MAX_LENGTH = 64  # tokens: what is shown does not depend on how long a text takes
 BATCH = {True: 256, False: 32}  # of the whole collection, and of a few
 RECORD_BYTES = 16 + 4 * DIMENSION + 4  # of the file of finished vectors
 LATEST_S = 0.3  # after a point was passed
@@ -55,10 +56,10 @@ def embedding(store: str, **options: Any) -> Any:
     if store.startswith("langchain"):
         from langchain_bge import BGEEmbeddings
 
-        return BGEEmbeddings(model=MODEL, truncation="silent", **options)
+        return BGEEmbeddings(model=MODEL, truncation="silent", max_length=MAX_LENGTH, **options)
     from llamaindex_bge import BGEEmbedding
 
-    return BGEEmbedding(MODEL, truncation="silent", **options)
+    return BGEEmbedding(MODEL, truncation="silent", max_length=MAX_LENGTH, **options)
 
 
 def identifier(name: str) -> str:
@@ -120,7 +121,7 @@ def read(store: str, folder: Path, questions: list[str]) -> None:
         try:
             if ask(question) != expected[question]:
                 errors.append(f"another answer to {question!r}")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is counted
             errors.append(f"{type(error).__name__}: {error}")
         answers += 1
     print(json.dumps({"answers": answers, "errors": errors}))
@@ -138,7 +139,8 @@ def run(source: Path, target: Path, batch_size: int, journal: Path) -> None:
                 stream.write(f"{event.inputs}\n")
 
     bge_runtime.add_hook(Journal())
-    migrate(source, target, Embedder(MODEL, truncate_dim=DIMENSION, truncation="silent"), batch_size=batch_size)
+    embedder = Embedder(MODEL, truncate_dim=DIMENSION, truncation="silent", max_length=MAX_LENGTH)
+    migrate(source, target, embedder, batch_size=batch_size)
 
 
 def ask_anew(store: str, folder: Path, questions: list[str]) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bge_runtime.backends.execution import Execution, choose_execution
     from bge_runtime.embedding.embedder import Embedder
     from bge_runtime.embedding.heads import EncodedTexts
-    from bge_runtime.embedding.index_identity import OnMismatch, bind_index
+    from bge_runtime.embedding.index_identity import OnMismatch, bind_index, index_record
     from bge_runtime.embedding.vision import VisionEmbedder
     from bge_runtime.engine.hooks import (
         BatchEvent,
@@ -67,7 +67,7 @@ _NAMES = {
     "backends.execution": "Execution choose_execution",
     "embedding.embedder": "Embedder",
     "embedding.heads": "EncodedTexts",
-    "embedding.index_identity": "OnMismatch bind_index",
+    "embedding.index_identity": "OnMismatch bind_index index_record",
     "embedding.vision": "VisionEmbedder",
     "engine.hooks": "BatchEvent ErrorEvent Hook LoadEvent ModelEvent OutOfMemoryEvent UnloadEvent",
     "inputs.checks": "check_text check_texts",
@@ -136,6 +136,7 @@ __all__ = [
     "choose_execution",
     "download",
     "get_spec",
+    "index_record",
     "lexical_score",
     "list_models",
     "loaded_models",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import pkgutil
 import shlex
 import sys
 import textwrap
@@ -22,6 +23,7 @@ import bge_runtime
 if TYPE_CHECKING:
     from bge_runtime.cli.evaluation import Answer
     from bge_runtime.evaluation.bench import Comparison
+    from bge_runtime.evaluation.migration import Migration, Requirement
     from bge_runtime.search import Hit, SearchResult
 
 __all__ = ["app"]
@@ -365,6 +367,70 @@ def _print_answer(result: Answer, as_json: bool) -> None:
         _say(line)
 
 
+@app.command(epilog="Example: bge migrate index new-index --model BAAI/bge-small-en-v1.5")
+def migrate(
+    source: Annotated[Path, typer.Argument(help="Folder of the index; it is only read.")],
+    target: Annotated[Path | None, typer.Argument(help="Folder that the new index is to have.")] = None,
+    model: Annotated[str, typer.Option(help="Embedding model of the new index.")] = bge_runtime.DEFAULT_OFFLINE_MODEL,
+    from_model: Annotated[
+        str | None, typer.Option(help="Embedding model that filled the index; its record must agree.")
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Put the new index in the place of the old one, which is kept beside it.")
+    ] = False,
+    collection: Annotated[str | None, typer.Option(help="Which index, where the folder holds several.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts embedded and made safe at a time.")] = 256,
+    require: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Is given the new index's folder, and says whether it may be used; else the old one stays.",
+        ),
+    ] = None,
+    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Take entries without a text along.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Load classes that a pickled file names, which can run any code.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Embed an index again with another model, from its own texts; run it again where it was interrupted."""
+    from bge_runtime.evaluation.migration import migrate as run
+
+    if in_place == (target is not None):
+        raise bge_runtime.ConfigurationError("Name a TARGET, or pass --in-place: one of the two.")
+    result = run(
+        source,
+        target,
+        bge_runtime.Embedder(model),
+        source_embedder=None if from_model is None else bge_runtime.Embedder(from_model),
+        collection=collection,
+        batch_size=batch_size,
+        require=None if require is None else _requirement(require),
+        allow_empty=allow_empty,
+        allow_pickle=allow_pickle,
+        show_progress=_on_terminal(),
+    )
+    if as_json:
+        _print_json({**asdict(result), "source": str(result.source), "target": str(result.target)})
+    else:
+        _print_migration(result, model)
+
+
+def _requirement(name: str) -> Requirement:
+    """Return the function that an option names."""
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise bge_runtime.ConfigurationError(
+            f"--require {name!r} cannot be imported ({error}). Name MODULE:FUNCTION, "
+            "of a module that is installed or on PYTHONPATH."
+        ) from error
+    if not callable(found):
+        raise bge_runtime.ConfigurationError(f"--require {name!r} is no function. Name MODULE:FUNCTION.")
+    requirement: Requirement = found
+    return requirement
+
+
 def _on_terminal() -> bool:
     """Whether somebody watches: a progress bar in a file is noise."""
     return sys.stderr.isatty()
@@ -418,6 +484,21 @@ def _print_comparison(result: Comparison) -> None:
     for row in result.rows:
         if row.reason is not None:
             _say(f"{row.name} does not run: {row.reason}")
+
+
+def _print_migration(result: Migration, model: str) -> None:
+    where = f"{result.kind} index {result.name!r} in {str(result.target)!r}"
+    if not result.changed:
+        _say(f"Nothing to do: the {where} was filled by {model} already.")
+        return
+    _say(
+        f"{result.documents} documents: {result.computed} texts embedded, {result.resumed} of an earlier run, "
+        f"in {result.seconds:.1f} s"
+    )
+    _say(f"new: {where}, for {model}")
+    _say(f"old: {str(result.source)!r}")
+    for each in result.left_out:
+        _say(f"left out: {each}")
 
 
 def _print_hits(hits: Sequence[Hit]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from bge_runtime.embedding.embedder import Embedder
 from bge_runtime.errors import ConfigurationError, IndexIdentityError, check_choice, check_path
 
-__all__ = ["OnMismatch", "bind_index"]
+__all__ = ["OnMismatch", "bind_index", "index_record"]
 
 logger = logging.getLogger("bge_runtime")
 
@@ -77,6 +77,33 @@ def bind_index(
     if on_mismatch == "raise":
         raise IndexIdentityError(message)
     logger.warning("%s", message)
+
+
+def index_record(path: str | os.PathLike[str], *, collection: str | None = None) -> dict[str, Any] | None:
+    """Return what `bind_index` has recorded of an index, or `None`. Nothing is written.
+
+    Args:
+        path: Folder or file in which the store keeps the index.
+        collection: Name of the index, where several share a folder.
+
+    Returns:
+        `identity` (the embedder's `document_identity`), `model`, `dimension`, `max_length`, `normalize`, `pooling`,
+        `document_instruction`, and what else tells how the index was filled.
+
+    Raises:
+        IndexIdentityError: The record is damaged.
+        ConfigurationError: An argument has a value that is not allowed, or the record cannot be read.
+    """
+    folder = Path(check_path(path, "path"))
+    file = folder
+    try:
+        file = _record_file(folder, collection)
+        return _read(file) if file.exists() else None
+    except OSError as error:
+        raise ConfigurationError(
+            f"The record {str(file)!r} of who filled the index cannot be read ({error}). "
+            "Name the folder or file of an index that you may read."
+        ) from error
 
 
 def _record_file(path: Path, collection: str | None) -> Path:

@@ -18,7 +18,7 @@ from bge_runtime.cli.commands import app
 from tests.checkpoints.hub_cache import BY_NAME, write_checkpoint
 from tests.runtime.hub_server import HubServer
 
-COMMANDS = ("models", "doctor", "download", "search", "bench")
+COMMANDS = ("models", "doctor", "download", "search", "bench", "migrate")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

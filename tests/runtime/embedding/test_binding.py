@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from bge_runtime import ConfigurationError, Embedder, IndexIdentityError, bind_index
+from bge_runtime import ConfigurationError, Embedder, IndexIdentityError, bind_index, index_record
 
 SMALL = "BAAI/bge-small-en-v1.5"
 OTHER = "BAAI/bge-small-zh-v1.5"
@@ -215,3 +215,18 @@ def test_the_record_may_be_read_by_whom_the_umask_says(tmp_path, umask, mode, on
     finally:
         os.umask(before)
     assert (tmp_path / "index" / "bge-index.json").stat().st_mode & 0o777 == mode
+
+
+def test_the_record_can_be_read_and_reading_writes_nothing(tmp_path):
+    assert index_record(tmp_path / "index") is None
+    assert list(tmp_path.iterdir()) == []
+    bind_index(tmp_path / "index", Embedder(SMALL), collection="facts")
+    assert index_record(tmp_path / "index") is None
+    record = index_record(tmp_path / "index", collection="facts")
+    assert (record["model"], record["identity"]) == (SMALL, Embedder(SMALL).document_identity)
+
+
+def test_a_damaged_record_cannot_be_read(tmp_path):
+    (tmp_path / "bge-index.json").write_text("{}")
+    with pytest.raises(IndexIdentityError, match="damaged"):
+        index_record(tmp_path)

@@ -1,0 +1,1 @@
+"""Vector stores as they lie on disk: recognised by their files, listed, and written anew with other vectors."""

@@ -383,8 +383,9 @@ def migrate(
     require: Annotated[
         str | None,
         typer.Option(
-            metavar="MODULE:FUNCTION",
-            help="Is given the new index's folder, and says whether it may be used; else the old one stays.",
+            metavar="DATA",
+            help="Judged questions, as for `bge eval`, on which the new model must be no worse than --from-model; or "
+            "MODULE:FUNCTION, which is given the new index's folder. Else the old one stays.",
         ),
     ] = None,
     allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Take entries without a text along.")] = False,
@@ -398,14 +399,21 @@ def migrate(
 
     if in_place == (target is not None):
         raise bge_runtime.ConfigurationError("Name a TARGET, or pass --in-place: one of the two.")
+    embedder = bge_runtime.Embedder(model)
+    old = None if from_model is None else bge_runtime.Embedder(from_model)
+    requirement = None
+    if require is not None and Path(require).exists():
+        requirement = _no_worse(Path(require), old, embedder, collection, allow_pickle)
+    elif require is not None:
+        requirement = _requirement(require)
     result = run(
         source,
         target,
-        bge_runtime.Embedder(model),
-        source_embedder=None if from_model is None else bge_runtime.Embedder(from_model),
+        embedder,
+        source_embedder=old,
         collection=collection,
         batch_size=batch_size,
-        require=None if require is None else _requirement(require),
+        require=requirement,
         allow_empty=allow_empty,
         allow_pickle=allow_pickle,
         show_progress=_on_terminal(),
@@ -414,6 +422,19 @@ def migrate(
         _print_json({**asdict(result), "source": str(result.source), "target": str(result.target)})
     else:
         _print_migration(result, model)
+
+
+def _no_worse(
+    data: Path, old: bge_runtime.Embedder | None, new: bge_runtime.Embedder, collection: str | None, allow_pickle: bool
+) -> Requirement:
+    from bge_runtime.evaluation.judgements import Judgements
+    from bge_runtime.evaluation.requirement import no_worse
+
+    if old is None:
+        raise bge_runtime.ConfigurationError(
+            f"--require {str(data)!r} compares two models. Name the old: --from-model."
+        )
+    return no_worse(Judgements.read(data), old, new, collection=collection, allow_pickle=allow_pickle)
 
 
 def _requirement(name: str) -> Requirement:

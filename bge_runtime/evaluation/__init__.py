@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from bge_runtime.evaluation.comparison import Comparison, compare, compare_evaluations
     from bge_runtime.evaluation.evaluation import Evaluation, evaluate
     from bge_runtime.evaluation.judgements import Judgements
+    from bge_runtime.evaluation.migration import Migration, migrate
     from bge_runtime.evaluation.mteb import BGEEncoder, evaluate_tasks
     from bge_runtime.evaluation.questions import make_questions, write_questions
     from bge_runtime.evaluation.report import write_report
+    from bge_runtime.evaluation.requirement import no_worse
     from bge_runtime.evaluation.sources import Passage
 
 # Which module defines which names.
@@ -26,9 +28,11 @@ _NAMES = {
     "comparison": "Comparison compare compare_evaluations",
     "evaluation": "Evaluation evaluate",
     "judgements": "Judgements",
+    "migration": "Migration migrate",
     "mteb": "BGEEncoder evaluate_tasks",
     "questions": "make_questions write_questions",
     "report": "write_report",
+    "requirement": "no_worse",
     "sources": "Passage",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
@@ -38,6 +42,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Judgements",
+    "Migration",
     "Passage",
     "calibrate",
     "candidates_of",
@@ -50,6 +55,8 @@ __all__ = [
     "fit_without_labels",
     "make_questions",
     "measure_calibration",
+    "migrate",
+    "no_worse",
     "write_questions",
     "write_report",
 ]

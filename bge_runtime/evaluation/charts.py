@@ -20,7 +20,7 @@ __all__ = ["Chart", "by_threshold", "distributions", "quality_and_cost", "reliab
 
 # Inches and points that a telephone of 390 pixels shows without shrinking them much.
 SIZE = (4.6, 3.4)
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.grid": True,

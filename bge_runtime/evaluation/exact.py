@@ -86,6 +86,7 @@ def _cut(
         least = np.partition(scores, -count, axis=1)[:, -count][:, None]
         keep = np.argsort(scores < least, axis=1, kind="stable")
         width = int((scores >= least).sum(axis=1).max())
-        rows, scores = (np.take_along_axis(each, keep[:, :width], axis=1) for each in (rows, scores))
+        keep = keep[:, :width]
+        rows, scores = np.take_along_axis(rows, keep, axis=1), np.take_along_axis(scores, keep, axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)

@@ -94,7 +94,7 @@ def write_questions(folder: Path, model: Any, *, limit: int = 100, seed: int = 0
     if not passages:
         raise InputError(f"{str(folder)!r} holds no passage of {LEAST_CHARACTERS} characters.")
     chosen = passages if limit >= len(passages) else random.Random(seed).sample(passages, limit)
-    made = {}
+    made: dict[str, Passage] = {}
     for passage in chosen:
         question = " ".join(ask(prompt.replace("{passage}", passage.quote)).split())
         if question:

@@ -104,7 +104,7 @@ class Setting:
 
     def simplified(self) -> Setting:
         """Return the setting without what has no meaning for it, so that the grid holds nothing twice."""
-        plain = {each.name: each.default for each in fields(self)}
+        plain: dict[str, Any] = {each.name: each.default for each in fields(self)}
         return replace(self, **{name: plain[name] for name in AXES if not self._matters(name)})
 
     def without_reranker(self) -> Setting:

@@ -201,14 +201,14 @@ def _passage(given: Any, where: str) -> Passage:
         return Passage(document=str(given))
     if isinstance(given, dict):
         document, quote = given.get("document", given.get("id")), given.get("quote", "")
-        place = given.get("start"), given.get("end")
-        grade = given.get("grade", 1)
-        counted = all(isinstance(each, int) and not isinstance(each, bool) for each in place)
-        if place == (None, None) or (counted and document is not None and 0 <= place[0] < place[1]):
+        grade, start, end = given.get("grade", 1), given.get("start"), given.get("end")
+        # A boolean is a number to Python.
+        counted = type(start) is int and type(end) is int and 0 <= start < end and document is not None
+        if (start is None and end is None) or counted:
             told = document is not None or (isinstance(quote, str) and bool(quote.strip()))
             if told and isinstance(quote, str) and isinstance(grade, int):
                 name = None if document is None else str(document)
-                return Passage(document=name, start=place[0], end=place[1], quote=quote.strip(), grade=grade)
+                return Passage(document=name, start=start, end=end, quote=quote.strip(), grade=grade)
     raise InputError(
         f"{where} has the positive {given!r}. Write a document id, {{'document': id, 'start': 0, 'end': 90}}, or "
         "{'quote': 'words of the passage'}; each may have a whole number as 'grade'."

@@ -37,7 +37,7 @@ DIMENSION = 128  # of the new embedder, where the old one has 384
 MAX_LENGTH = 64  # tokens: what is shown does not depend on how long a text takes
 BATCH = {True: 256, False: 32}  # of the whole collection, and of a few
 RECORD_BYTES = 16 + 4 * DIMENSION + 4  # of the file of finished vectors
-LATEST_S = 0.3  # after a point was passed
+LATEST_S = {True: 3.0, False: 0.3}  # after a point was passed: about as long as a batch takes
 PAUSE_S = 0.1  # between two queries of the reader
 
 
@@ -128,18 +128,17 @@ def read(store: str, folder: Path, questions: list[str]) -> None:
 
 
 def run(source: Path, target: Path, batch_size: int, journal: Path) -> None:
-    """Migrate; every batch that is computed is written down in a file that survives the process."""
-    import bge_runtime
-    from bge_runtime import BatchEvent, Embedder, Hook
+    """Migrate; what is about to be computed is written down in a file that survives the process."""
+    from bge_runtime import Embedder
     from bge_runtime.evaluation.migration import migrate
 
-    class Journal(Hook):
-        def on_batch(self, event: BatchEvent) -> None:
+    class Counted(Embedder):
+        def encode_documents(self, texts: Any, *, show_progress: bool | None = None) -> Any:
             with journal.open("a") as stream:
-                stream.write(f"{event.inputs}\n")
+                stream.write(f"{len(texts)}\n")
+            return super().encode_documents(texts, show_progress=show_progress)
 
-    bge_runtime.add_hook(Journal())
-    embedder = Embedder(MODEL, truncate_dim=DIMENSION, truncation="silent", max_length=MAX_LENGTH)
+    embedder = Counted(MODEL, truncate_dim=DIMENSION, truncation="silent", max_length=MAX_LENGTH)
     migrate(source, target, embedder, batch_size=batch_size)
 
 
@@ -165,7 +164,7 @@ def child(options: argparse.Namespace, role: str, *arguments: object) -> list[st
 
 
 def killed(options: argparse.Namespace, source: Path, target: Path, total: int, batch: int) -> list[dict[str, int]]:
-    """Migrate with three kills, and return what each start found, computed and ended with."""
+    """Migrate with three kills, and return what each start found, began to compute and ended with."""
     journal = source.with_name("journal")
     vectors = target.with_name(f".{target.name}.bge-migration") / "vectors"
     dice = random.Random(options.seed)
@@ -177,22 +176,22 @@ def killed(options: argparse.Namespace, source: Path, target: Path, total: int, 
         except FileNotFoundError:
             return 0
 
-    def computed() -> int:
+    def begun() -> int:
         return sum(map(int, journal.read_text().split())) if journal.is_file() else 0
 
     starts = []
     for point in [*points, None]:
-        before, done = stored(), computed()
+        before, done = stored(), begun()
         process = subprocess.Popen(child(options, "run", source, target, batch, journal))
         while process.poll() is None:
             time.sleep(0.01)
             if point is not None and stored() >= max(point, before + 1):
-                time.sleep(dice.uniform(0, LATEST_S))
+                time.sleep(dice.uniform(0, LATEST_S[batch == BATCH[True]]))
                 process.kill()
                 break
         code = process.wait()
         after = stored() if vectors.exists() else total
-        starts.append({"found": before, "left": after, "computed": computed() - done, "exit": code})
+        starts.append({"found": before, "left": after, "begun": begun() - done, "exit": code})
     return starts
 
 
@@ -232,7 +231,7 @@ def shown(options: argparse.Namespace, store: str, documents: dict[str, str], wo
         "distinct_texts": total,
         "batch_size": batch,
         "starts": starts,
-        "most_computed_twice_by_a_kill": max(each["computed"] - (each["left"] - each["found"]) for each in starts),
+        "most_computed_twice_by_a_kill": max(each["begun"] - (each["left"] - each["found"]) for each in starts),
         "ids_once": len(ids) == len(set(ids)) and set(ids) == {identifier(name) for name in documents},
         "ids_texts_metadata_equal": before == after,
         "reader": json.loads(told.splitlines()[-1]),

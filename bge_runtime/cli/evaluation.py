@@ -77,8 +77,7 @@ def answer(request: Request, *, show_progress: bool, notify: Callable[[str], Non
     if request.compare and (request.reranker or request.run):
         raise ConfigurationError("--compare takes the reranker as an axis: --compare rerank=none,MODEL. Use one.")
     data = Judgements.read(request.data, split=request.split, corpus=request.corpus, qrels=request.qrels)
-    request.cache_folder.mkdir(parents=True, exist_ok=True)
-    cache = VectorCache(request.cache_folder / "vectors.sqlite")
+    cache = _cache(request.cache_folder)
     result: Evaluation | Comparison
     if request.compare:
         result = compare(
@@ -145,9 +144,7 @@ def calibrated(asked: Calibration, *, show_progress: bool) -> Answer:
             "--without-labels is for a model's cosines alone: leave --reranker and --test-split out."
         )
     data = Judgements.read(asked.data, split=asked.split, corpus=asked.corpus, qrels=asked.qrels)
-    folder = (asked.cache_dir or default_cache_folder()) / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
-    cache = VectorCache(folder / "vectors.sqlite")
+    cache = _cache((asked.cache_dir or default_cache_folder()) / "evaluation")
     embedder = Embedder(asked.model, vector_cache=cache, truncation="silent", show_progress=show_progress)
     if asked.without_labels:
         calibrator = calibrating.calibrate_without_labels(embedder, data, candidates=asked.candidates)
@@ -179,6 +176,16 @@ def calibrated(asked: Calibration, *, show_progress: bool) -> Answer:
         return _told(calibrator, asked.out, None)
     other = Judgements.read(asked.data, split=asked.test_split, corpus=asked.corpus, qrels=asked.qrels)
     return _told(calibrator, asked.out, calibrating.check_calibrator(calibrator, found(other)))
+
+
+def _cache(folder: Path) -> VectorCache:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{str(folder)!r} cannot be made ({error.strerror or error}). Name one that you may write to: --cache-dir."
+        ) from error
+    return VectorCache(folder / "vectors.sqlite")
 
 
 def _told(calibrator: ScoreCalibrator, file: Path, report: CalibrationReport | None) -> Answer:

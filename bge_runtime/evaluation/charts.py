@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,12 +45,13 @@ class Chart:
         self.title = title
         self._figure = figure
 
-    def save(self, folder: Path) -> Path:
-        """Write it as PNG and return the file."""
-        file = folder / f"{self.name}.png"
+    @property
+    def png(self) -> bytes:
+        """The picture as a file's content."""
+        stream = io.BytesIO()
         with _styled():
-            self._figure.savefig(file, dpi=150)
-        return file
+            self._figure.savefig(stream, dpi=150, format="png")
+        return stream.getvalue()
 
     @property
     def svg(self) -> str:

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,7 @@ from bge_runtime.evaluation.judging import Run, judged
 from bge_runtime.evaluation.metrics import METRICS, measure
 from bge_runtime.evaluation.subjects import Costs, subject_of
 
-__all__ = ["Evaluation", "evaluate", "evaluate_subject", "machine", "versions"]
+__all__ = ["Evaluation", "evaluate", "evaluate_subject", "machine", "versions", "write_whole"]
 
 PACKAGES = (
     "bge-integrations",
@@ -99,17 +100,19 @@ class Evaluation:
 
         Returns:
             The JSON file.
+
+        Raises:
+            ConfigurationError: The disk or the folder refuses.
         """
         place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        _replace(place / f"{name}.trec", self.as_trec())
+        write_whole(place / f"{name}.trec", self.as_trec())
         values = {
             **self.as_dict(),
             "per_query": {key: dict(each) for key, each in self.per_query.items()},
             "best_scores": dict(self.best_scores),
             "order": [_word(query) for query in self.run],
         }
-        _replace(place / f"{name}.json", json.dumps(values, ensure_ascii=False, indent=1))
+        write_whole(place / f"{name}.json", json.dumps(values, ensure_ascii=False, indent=1))
         return place / f"{name}.json"
 
     @classmethod
@@ -253,11 +256,22 @@ def _word(name: str) -> str:
     return "_".join(name.split()) or "_"
 
 
-def _replace(file: Path, text: str) -> None:
-    """Write a file whole, or leave the one that is there."""
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file whole, or leave the one that is there.
+
+    Raises:
+        ConfigurationError: The disk or the folder refuses.
+    """
     made = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        made.write_text(text, encoding="utf-8")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        made.write_bytes(content.encode() if isinstance(content, str) else content)
         made.replace(file)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{str(file)!r} cannot be written ({error.strerror or error}). Make room, or name another folder; what was "
+            "computed is kept where a cache was given."
+        ) from error
     finally:
-        made.unlink(missing_ok=True)
+        with suppress(OSError):
+            made.unlink(missing_ok=True)

@@ -113,10 +113,18 @@ class Judgements:
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write questions and judgements as JSON lines, which `read` takes back; documents are not written."""
-        with Path(path).open("w", encoding="utf-8") as stream:
-            for line in self._lines():
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        """Write questions and judgements as JSON lines, which `read` takes back; documents are not written.
+
+        Raises:
+            ConfigurationError: The file cannot be written.
+        """
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self._lines())
+        try:
+            Path(path).write_text(lines, encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(
+                f"{os.fspath(path)!r} cannot be written ({error.strerror or error}). Name another file."
+            ) from error
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         for query, text in {**self.queries, **self.unanswerable}.items():

@@ -17,7 +17,7 @@ from bge_runtime import ConfigurationError
 from bge_runtime.evaluation import charts
 from bge_runtime.evaluation.charts import Chart
 from bge_runtime.evaluation.comparison import Comparison, Entry, shown_number
-from bge_runtime.evaluation.evaluation import Evaluation
+from bge_runtime.evaluation.evaluation import Evaluation, write_whole
 from bge_runtime.evaluation.judgements import Judgements
 
 __all__ = ["write_report"]
@@ -70,14 +70,13 @@ def write_report(
         The page.
 
     Raises:
-        ConfigurationError: matplotlib or jinja2 is not installed.
+        ConfigurationError: matplotlib or jinja2 is not installed, or the disk or the folder refuses.
     """
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
         raise ConfigurationError(NO_PAGES) from error
     place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
     comparison = result if isinstance(result, Comparison) else None
     entries = (
         comparison.entries if comparison else (Entry(label=_only(result).label, evaluation=_only(result), code=""),)
@@ -103,11 +102,11 @@ def write_report(
     )
     for number, each in enumerate(entries, start=1):
         each.evaluation.save(place / "runs", f"{number:02}")
-    (place / "results.json").write_text(json.dumps(result.as_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
+    write_whole(place / "results.json", json.dumps(result.as_dict(), ensure_ascii=False, indent=1))
     for picture in pictures:
-        picture.save(place)
+        write_whole(place / f"{picture.name}.png", picture.png)
     file = place / "report.html"
-    file.write_text(page, encoding="utf-8")
+    write_whole(file, page)
     return file
 
 

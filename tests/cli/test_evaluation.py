@@ -72,6 +72,7 @@ def test_questions_are_made_and_answered_at_three_sizes_of_chunks(bge, library, 
         (["{file}", "--compare", "bits=int8", "--reranker", "x"], "as an axis"),
         (["{file}"], "has no documents"),
         (["--make-questions", "{folder}", "--out", "{folder}"], "is a folder"),
+        (["{file}", "--corpus", "{folder}/corpus.jsonl", "--cache-dir", "/proc/none"], "cannot be made"),
     ],
     ids=str,
 )

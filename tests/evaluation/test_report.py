@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+from pathlib import Path
 
 import pytest
 
+from bge_runtime import ConfigurationError
 from bge_runtime.evaluation.comparison import compare_evaluations
 from bge_runtime.evaluation.judgements import Judgements
 from bge_runtime.evaluation.report import write_report
@@ -65,3 +68,16 @@ def test_a_single_evaluation_has_a_page_too(tmp_path):
     page = write_report(tmp_path, comparison().entries[0].evaluation, judgements()).read_text()
     assert "Evaluation on made" in page
     assert "What to take" not in page
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_the_page_that_is_there(folder, monkeypatch):
+    before = (folder / "report.html").read_text()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ConfigurationError, match=r"cannot be written \(No space left on device\)"):
+        write_report(folder, comparison(), judgements())
+    assert (folder / "report.html").read_text() == before
+    assert not list(folder.rglob(".*"))

@@ -30,6 +30,8 @@ os.environ["HF_HUB_CACHE"] = str(_HUB_HOME / "hub")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["BGE_CACHE_DIR"] = str(_HUB_HOME / "bge")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Chroma refuses two clients of one store in memory with different settings, and tests share a process: all have these.
+os.environ["ANONYMIZED_TELEMETRY"] = "False"
 # Small models gain nothing from more threads, and `make test` runs two halves of the suite side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

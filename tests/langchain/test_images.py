@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import chromadb
 import numpy as np
 import pytest
 from langchain_chroma import Chroma
@@ -48,9 +47,7 @@ def test_options_and_injected_embedders_hold_for_pictures(uris: list[str], kind:
 
 
 def test_chroma_finds_a_picture_by_itself(uris: list[str]) -> None:
-    # As in the other tests of this process: Chroma refuses two ways of one store in memory.
-    settings = chromadb.config.Settings(anonymized_telemetry=False)
-    store = Chroma("pictures", BGEEmbeddings(model=BASE), client_settings=settings)
+    store = Chroma("pictures", BGEEmbeddings(model=BASE))
     try:
         store.add_images(uris, metadatas=[{"file": uri} for uri in uris])
         (nearest,) = store.similarity_search_by_image(uris[1], k=1)

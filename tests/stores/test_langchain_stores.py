@@ -127,13 +127,10 @@ def faiss_with(embeddings: BGEEmbeddings, **options: Any) -> Any:
 
 
 def chroma_with(embeddings: BGEEmbeddings, space: str) -> Any:
-    import chromadb
     from langchain_chroma import Chroma
 
-    settings = chromadb.config.Settings(anonymized_telemetry=False)
-    configuration = {"hnsw": {"space": space}}
-    options = {"client_settings": settings, "collection_configuration": configuration}
-    return Chroma.from_documents(documents(), embeddings, collection_name=f"{space}-{uuid4().hex}", **options)
+    name, configuration = f"{space}-{uuid4().hex}", {"hnsw": {"space": space}}
+    return Chroma.from_documents(documents(), embeddings, collection_name=name, collection_configuration=configuration)
 
 
 METRICS = {

@@ -96,7 +96,7 @@ class Evaluation:
         }
 
     def save(self, folder: str | os.PathLike[str], name: str = "run") -> Path:
-        """Write `NAME.json` and `NAME.trec` into a folder, the latter as trec_eval reads it.
+        """Write `NAME.json` and `NAME.trec` into a folder, the latter as trec_eval reads it, with ids as single words.
 
         Returns:
             The JSON file.
@@ -110,7 +110,7 @@ class Evaluation:
             **self.as_dict(),
             "per_query": {key: dict(each) for key, each in self.per_query.items()},
             "best_scores": dict(self.best_scores),
-            "order": [_word(query) for query in self.run],
+            "run": {query: [list(each) for each in found] for query, found in self.run.items()},
         }
         write_whole(place / f"{name}.json", json.dumps(values, ensure_ascii=False, indent=1))
         return place / f"{name}.json"
@@ -121,11 +121,9 @@ class Evaluation:
         path = Path(file)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            lines = path.with_suffix(".trec").read_text(encoding="utf-8").splitlines()
-            run: Run = {query: [] for query in values["order"]}
-            for line in lines:
-                query, _, document, _, score, _ = line.split()
-                run[query].append((document, float(score)))
+            run = {
+                query: [(str(name), float(score)) for name, score in found] for query, found in values["run"].items()
+            }
             costs = Costs(**{each.name: values[each.name] for each in fields(Costs)})
             own = {each.name: values[each.name] for each in fields(cls) if each.name in values}
             return cls(**{**own, "run": run, "costs": costs, "notes": tuple(values["notes"])})

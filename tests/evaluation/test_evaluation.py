@@ -103,6 +103,20 @@ def test_a_saved_run_gives_the_same_figures_and_is_loaded_again(data, by_model, 
     ).keys()
 
 
+def test_ids_with_spaces_are_the_same_after_loading_and_words_in_trec(embedder, tmp_path):
+    data = Judgements(
+        name="spaces",
+        queries={"a question": "heart?"},
+        grades={"a question": {"my doc": 1}},
+        documents={"my doc": "Heart."},
+    )
+    found = evaluate(embedder, data)
+    loaded = Evaluation.load(found.save(tmp_path))
+    assert loaded is not None
+    assert loaded.run == found.run
+    assert (tmp_path / "run.trec").read_text().startswith("a_question Q0 my_doc 1 ")
+
+
 def test_a_reranker_orders_the_best_and_its_scores_are_remembered(data, embedder, cache, by_model):
     reranker = Reranker(embedder)
     first = evaluate(embedder, data, reranker=reranker, depth=5, vector_cache=cache)

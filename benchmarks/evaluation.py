@@ -28,7 +28,7 @@ from bge_runtime.evaluation.exact import search
 
 PUBLISHED = {"xquad-en": 0.9436, "xquad-zh": 0.2422, "scifact": 0.6451}
 PARTS = ("collections", "pages", "size")
-CHUNKS = (100, 200, 256)
+CHUNKS = (60, 120, 240)
 PAGES = Path(__file__).resolve().parents[1] / "docs"
 VECTORS, QUERIES, DIMENSION, TOP = 1_000_000, 1_000, 384, 100
 LEAST_SPEED = 0.7

@@ -66,6 +66,9 @@ class _VisibleFormatter(logging.Formatter):
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Corpus = Annotated[Path | None, typer.Option(help="Documents: JSON lines, or a folder; for data that has none.")]
+Qrels = Annotated[Path | None, typer.Option(help="TREC's judgements, for TREC queries.")]
+VectorsDir = Annotated[Path | None, typer.Option(help="Where vectors are kept; BGE_CACHE_DIR, else ~/.cache/bge.")]
 
 
 class Hub(StrEnum):
@@ -268,18 +271,14 @@ def evaluate(
     ] = None,
     metric: Annotated[str, typer.Option(help="What --compare tests.")] = "nDCG@10",
     split: Annotated[str, typer.Option(help="Which judgements of BEIR data.")] = "test",
-    corpus: Annotated[
-        Path | None, typer.Option(help="Documents: JSON lines, or a folder; for data that has none.")
-    ] = None,
-    qrels: Annotated[Path | None, typer.Option(help="TREC's judgements, for TREC queries.")] = None,
+    corpus: Corpus = None,
+    qrels: Qrels = None,
     mteb: Annotated[str | None, typer.Option(help="Tasks of MTEB instead of data, as SciFact,T2Retrieval.")] = None,
     make_questions: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write weak questions about documents to --out, and stop.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report, or file of the questions.")] = None,
-    cache_dir: Annotated[
-        Path | None, typer.Option(help="Where vectors are kept; BGE_CACHE_DIR, else ~/.cache/bge.")
-    ] = None,
+    cache_dir: VectorsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how well a model finds what answers your questions; with --compare, which way to take."""
@@ -317,10 +316,8 @@ def calibrate(
     ] = None,
     split: Annotated[str, typer.Option(help="Which judgements of BEIR data to fit on.")] = "test",
     test_split: Annotated[str | None, typer.Option(help="Which others to measure on.")] = None,
-    corpus: Annotated[
-        Path | None, typer.Option(help="Documents: JSON lines, or a folder; for data that has none.")
-    ] = None,
-    qrels: Annotated[Path | None, typer.Option(help="TREC's judgements, for TREC queries.")] = None,
+    corpus: Corpus = None,
+    qrels: Qrels = None,
     candidates: Annotated[int, typer.Option(min=1, help="How many of a question's best results it is about.")] = 10,
     method: Annotated[str, typer.Option(help="isotonic, platt, or auto.")] = "auto",
     precision: Annotated[float, typer.Option(help="Share of the kept results that is to be relevant.")] = 0.8,
@@ -328,9 +325,7 @@ def calibrate(
     wrong: Annotated[float, typer.Option(help="Most that may be wrong of what is kept, as a promise.")] = 0.1,
     confidence: Annotated[float, typer.Option(help="Of intervals and promise.")] = 0.95,
     without_labels: Annotated[bool, typer.Option("--without-labels", help="Use no judgements; much weaker.")] = False,
-    cache_dir: Annotated[
-        Path | None, typer.Option(help="Where vectors are kept; BGE_CACHE_DIR, else ~/.cache/bge.")
-    ] = None,
+    cache_dir: VectorsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn scores into probabilities, and find the thresholds, on your own questions."""

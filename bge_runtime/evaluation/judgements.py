@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_runtime import ConfigurationError, InputError
-from bge_runtime.evaluation.sources import WEAK, Passage, Source, read_corpus
-from bge_runtime.search.documents import find_files, read_sections
+from bge_runtime.evaluation.sources import WEAK, Passage, Source, read_corpus, read_folder
 
 __all__ = ["Judgements", "Passage"]
 
@@ -188,12 +187,7 @@ def _read_corpus(path: Path) -> dict[str, str]:
     """Return the documents of a file of JSON lines, or of a folder as `bge search` reads it."""
     if path.is_file() and path.suffix == ".jsonl":
         return read_corpus(path)
-    documents = {}
-    for file in find_files(path):
-        sections = read_sections(file.kind, file.read())
-        text = "\n\n".join("\n".join(filter(None, [*each.trail[-1:], each.text, each.code])) for each in sections)
-        if text.strip():
-            documents[file.name] = text
+    documents = {name: text for name, text, _ in read_folder(path)}
     if not documents:
         raise ConfigurationError(f"{str(path)!r} holds no text. Name JSON lines with _id and text, or a folder.")
     return documents

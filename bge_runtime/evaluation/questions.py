@@ -14,8 +14,9 @@ from markdown_it import MarkdownIt
 
 from bge_runtime import ConfigurationError, InputError
 from bge_runtime.evaluation.judgements import Judgements
-from bge_runtime.evaluation.sources import WEAK, Passage
-from bge_runtime.search.documents import find_files, read_sections
+from bge_runtime.evaluation.sources import WEAK, Passage, read_folder
+from bge_runtime.search.documents import find_files
+from bge_runtime.search.sections import Section
 
 __all__ = ["make_questions", "write_questions"]
 
@@ -53,7 +54,7 @@ def make_questions(folder: Path, *, limit: int | None = None, seed: int = 0) -> 
     documents = {}
     ambiguous = set()
     made: list[tuple[str, Passage]] = []
-    for name, text, sections in _read(folder):
+    for name, text, sections in read_folder(folder):
         documents[name] = text
         made += _questions(name, sections)
     made += _links(folder, documents)
@@ -88,9 +89,10 @@ def write_questions(folder: Path, model: Any, *, limit: int = 100, seed: int = 0
     if "{passage}" not in prompt:
         raise ConfigurationError(f"prompt={prompt!r} has no place for the passage. Write {{passage}} where it goes.")
     documents, passages = {}, []
-    for name, text, sections in _read(folder):
+    for name, text, sections in read_folder(folder):
         documents[name] = text
-        passages += [Passage(document=name, quote=quote) for _, quote in sections if len(quote) >= LEAST_CHARACTERS]
+        quotes = (each.text.strip() for each in sections)
+        passages += [Passage(document=name, quote=quote) for quote in quotes if len(quote) >= LEAST_CHARACTERS]
     if not passages:
         raise InputError(f"{str(folder)!r} holds no passage of {LEAST_CHARACTERS} characters.")
     chosen = passages if limit >= len(passages) else random.Random(seed).sample(passages, limit)
@@ -102,15 +104,6 @@ def write_questions(folder: Path, model: Any, *, limit: int = 100, seed: int = 0
     if not made:
         raise InputError(f"The model answered none of {len(chosen)} passages with a question.")
     return _judgements(folder, list(made.items()), documents)
-
-
-def _read(folder: Path) -> Iterator[tuple[str, str, list[tuple[tuple[str, ...], str]]]]:
-    """Yield each document: its name, its text, and its sections as headings and prose."""
-    for file in find_files(folder):
-        sections = read_sections(file.kind, file.read())
-        text = "\n\n".join("\n".join(filter(None, [*each.trail[-1:], each.text, each.code])) for each in sections)
-        if text.strip():
-            yield file.name, text, [(each.trail, each.text.strip()) for each in sections]
 
 
 def _links(folder: Path, documents: Mapping[str, str]) -> Iterator[tuple[str, Passage]]:
@@ -136,8 +129,9 @@ def _links_of(text: str) -> Iterator[tuple[str, str]]:
                 words += each.content
 
 
-def _questions(name: str, sections: list[tuple[tuple[str, ...], str]]) -> Iterator[tuple[str, Passage]]:
-    for trail, prose in sections:
+def _questions(name: str, sections: list[Section]) -> Iterator[tuple[str, Passage]]:
+    for trail, text, _ in sections:
+        prose = text.strip()
         if len(prose) < LEAST_CHARACTERS:
             continue
         passage = Passage(document=name, quote=_beginning(prose))

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bge_runtime import ConfigurationError, InputError
+from bge_runtime.search.documents import find_files, read_sections
+from bge_runtime.search.sections import Section
 
-__all__ = ["WEAK", "Passage", "Source"]
+__all__ = ["WEAK", "Passage", "Source", "read_corpus", "read_folder"]
 
 FORMATS = (
     "Pass a folder or archive with corpus.jsonl, queries.jsonl and qrels/, tab-separated queries with qrels=, the JSON "
@@ -110,6 +112,15 @@ def read_corpus(path: Path) -> dict[str, str]:
     """Return the documents of JSON lines with `_id` or `id`, `title` and `text`, joined as MTEB does."""
     with path.open(encoding="utf-8") as stream:
         return _documents(stream, path.name)
+
+
+def read_folder(folder: Path) -> Iterator[tuple[str, str, list[Section]]]:
+    """Yield the documents of a folder, as `bge search` reads them: name, text, and sections; those without text not."""
+    for file in find_files(folder):
+        sections = read_sections(file.kind, file.read())
+        text = "\n\n".join("\n".join(filter(None, [*each.trail[-1:], each.text, each.code])) for each in sections)
+        if text.strip():
+            yield file.name, text, sections
 
 
 def _quoted(passage: Passage, query: str, documents: Mapping[str, str]) -> Passage:

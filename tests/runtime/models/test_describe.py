@@ -107,7 +107,7 @@ def test_what_is_no_base_in_a_card_is_none_and_the_warning_says_what_to_name(tun
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("config.json", {"_name_or_path": f"/root/models/{BASE.replace('/', '_')}/"}),
+        ("config.json", {"_name_or_path": f"/data/models/{BASE.replace('/', '_')}/"}),
         ("config.json", {"_name_or_path": "C:\\models\\bge-small-en-v1.5"}),
         ("tokenizer_config.json", {"name_or_path": BASE}),
         ("adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": BASE}),

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         UnloadEvent,
     )
     from bge_runtime.inputs.checks import check_text, check_texts
+    from bge_runtime.inputs.tokenizing import TokenSequence
     from bge_runtime.loading.loaded import LoadedModelInfo
     from bge_runtime.loading.store import add_hook, loaded_models, remove_hook, stats, unload_models
     from bge_runtime.models.hub import download, locate
@@ -71,6 +72,7 @@ _NAMES = {
     "embedding.vision": "VisionEmbedder",
     "engine.hooks": "BatchEvent ErrorEvent Hook LoadEvent ModelEvent OutOfMemoryEvent UnloadEvent",
     "inputs.checks": "check_text check_texts",
+    "inputs.tokenizing": "TokenSequence",
     "loading.loaded": "LoadedModelInfo",
     "loading.store": "add_hook loaded_models remove_hook stats unload_models",
     "models.hub": "download locate",
@@ -122,6 +124,7 @@ __all__ = [
     "ScoreThreshold",
     "TokenHit",
     "TokenIndex",
+    "TokenSequence",
     "UnknownArgumentError",
     "UnloadEvent",
     "UnsafeWeightsError",

@@ -68,7 +68,7 @@ def vectors(request: Request, texts: Iterable[str]) -> Flow[Vectors]:
 def computed(request: Request, texts: Sequence[str]) -> Flow[Vectors]:
     """Compute one vector per text."""
     rows = yield from rows_of(request, texts, request.encoding.pooling)
-    return request.encoding.scaled(rows)
+    return request.encoding.scaled(rows, request.role)
 
 
 def rows_of(request: Request, texts: Sequence[str], output: Output) -> Flow[list[Any]]:

@@ -18,6 +18,7 @@ from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow
 from bge_runtime.errors import ConfigurationError, check_count, check_flag, check_string, public
 from bge_runtime.inputs.checks import check_items, check_text, check_texts
+from bge_runtime.inputs.tokenizing import TokenSequence
 from bge_runtime.loading.loaded import LoadedModel
 from bge_runtime.loading.model import Model
 from bge_runtime.loading.options import LoadingOptions, with_loading_options, with_other_names
@@ -234,6 +235,19 @@ class Embedder(Model):
         check_finite(rows.values, self.model, lambda index: named("texts", index, checked[index]))
         self._runner.note_truncation(rows, checked)
         return rows.values
+
+    def tokenize(self, texts: Iterable[str], *, role: Role = "document") -> list[TokenSequence]:
+        """Return the tokens that the model reads of each text: instruction and special tokens included, cut.
+
+        Args:
+            texts: Any iterable of strings.
+            role: `query` or `document`: whose instruction they get.
+
+        Returns:
+            Token ids, and segment ids, of each text, in input order and without padding.
+        """
+        framed = self.encoding.framed(check_texts(texts), role)
+        return self._hold().tokenizing.texts(framed, self.encoding.max_length).sequences
 
     def count_tokens(self, texts: Iterable[str]) -> list[int]:
         """Return how many tokens each text has, special tokens included, uncut and without instructions."""

@@ -136,7 +136,7 @@ def encoded(request: Request, texts: Iterable[str], outputs: Outputs | None) -> 
     unpacked = [unpack_outputs(row) for row in packed]
     rows = [unpacked[place] for place in places]
     return EncodedTexts(
-        dense=encoding.scaled([row.dense for row in rows]) if "dense" in wanted else None,
+        dense=encoding.scaled([row.dense for row in rows], request.role) if "dense" in wanted else None,
         sparse=[row.sparse for row in rows] if "sparse" in wanted else None,
         multi_vector=[row.vectors for row in rows] if "multi_vector" in wanted else None,
     )
@@ -158,7 +158,7 @@ def sparse(request: Request, texts: Iterable[str]) -> Flow[list[dict[int, float]
 def dense_too(request: Request, texts: Sequence[str]) -> Flow[Vectors]:
     """Compute one vector per text, and keep the sparse ones for who expects them; a `Request.compute`."""
     found = yield from _shared_pass(request, texts, "dense")
-    return request.encoding.scaled(found)
+    return request.encoding.scaled(found, request.role)
 
 
 def output_rows(

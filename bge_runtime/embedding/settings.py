@@ -89,12 +89,15 @@ class Encoding:
         apply = self.instructions.apply
         return [apply(text, role) for text in texts]
 
-    def scaled(self, rows: Sequence[Vectors]) -> Vectors:
+    def scaled(self, rows: Sequence[Vectors], role: Role = "document") -> Vectors:
         """Return rows of a forward pass as vectors: cut to the dimension, of length 1 where that is wanted."""
         if not rows:
             return self.nothing
+        stacked = np.stack(rows)
+        if role == "query" and (query_map := self.source.query_map) is not None:
+            stacked = query_map.apply(stacked)
         # Cut first: the length is to be 1 after it.
-        vectors = np.stack(rows)[:, : self.truncate_dim]
+        vectors = stacked[:, : self.truncate_dim]
         return np.ascontiguousarray(unit_rows(vectors) if self.normalize else vectors, dtype=np.float32)
 
     @property
@@ -108,7 +111,8 @@ class Encoding:
         instructions = self.instructions
         # Without an instruction the words around it do not matter, but a tail still does.
         template = instructions.query_format if instructions.query else instructions.query_tail
-        return self._digest([instructions.query, template, *filter(None, [instructions.examples])])
+        more = filter(None, [instructions.examples, self.source.query_map_digest])
+        return self._digest([instructions.query, template, *more])
 
     @property
     def document_identity(self) -> str:

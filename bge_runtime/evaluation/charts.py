@@ -15,7 +15,7 @@ from bge_runtime import ConfigurationError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Chart", "by_threshold", "distributions", "quality_and_cost", "reliability"]
+__all__ = ["Chart", "by_threshold", "curves", "distributions", "quality_and_cost", "reliability"]
 
 # Inches and points that a telephone of 390 pixels shows without shrinking them much.
 SIZE = (4.6, 3.4)
@@ -145,6 +145,29 @@ def reliability(stated: Numbers, seen: Numbers, counts: Sequence[int], name: str
     axes.set_ylabel("share relevant")
     axes.legend(fontsize=9, loc="upper left")
     return Chart("reliability", "Stated probability against the share that was relevant", figure)
+
+
+def curves(losses: Sequence[tuple[int, float]], scores: Sequence[tuple[int, float]], metric: str) -> Chart:
+    """Draw the loss of each step of a training, and the development score where it was measured."""
+    figure, axes = _figure()
+    handles = []
+    if losses:
+        steps, values = np.array(losses, float).T
+        # Of many steps the mean of neighbours is what can be seen.
+        width = max(len(values) // 50, 1)
+        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+        axes.plot(steps, values, "-", color=DARK, alpha=0.25, linewidth=0.8)
+        handles += axes.plot(steps[width - 1 :], smooth, "-", color=DARK, label="loss")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_ylim(bottom=0)
+    if scores:
+        other = axes.twinx()
+        other.grid(False)
+        handles += other.plot(*np.array(scores, float).T, "o--", color=LIGHT, label=metric)
+        other.set_ylabel(metric)
+    axes.legend(handles=handles, fontsize=9, loc="lower center")
+    return Chart("curves", "Loss and development score by step", figure)
 
 
 def _styled() -> Any:

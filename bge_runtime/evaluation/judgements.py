@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_runtime import ConfigurationError, InputError
-from bge_runtime.evaluation.sources import WEAK, Passage, Source, read_corpus, read_folder
+from bge_runtime.evaluation.sources import WEAK, Passage, Source, read_documents
 
 __all__ = ["Judgements", "Passage"]
 
@@ -74,8 +74,9 @@ class Judgements:
                 counted in characters; or `{"quote": "words of the passage"}`; each may have a `grade`. No positives
                 make an unanswerable question; `id` names it, else its line.
             split: Which of BEIR's judgements: `qrels/{split}.tsv`.
-            corpus: The documents, where `path` has none: JSON lines with `_id` (or `id`), `title`, `text`, or a folder
-                of documents as `bge search` reads it. Subjects that bring their own documents need none.
+            corpus: The documents, where `path` has none: JSON lines with `_id` (or `id`), `title`, `text`, a folder or
+                archive in the BEIR layout, or a folder of documents as `bge search` reads it. Subjects that bring
+                their own documents need none.
             qrels: TREC's judgements: question, ignored, document, grade.
 
         Raises:
@@ -83,7 +84,7 @@ class Judgements:
             InputError: A line cannot be read; the message names it.
         """
         source = Source.open(path, split=split, qrels=qrels)
-        documents = source.documents if corpus is None else _read_corpus(Path(corpus))
+        documents = source.documents if corpus is None else read_documents(Path(corpus))
         return _checked(source.name, source.queries, source.judged(documents), documents, source.notes)
 
     @property
@@ -181,13 +182,3 @@ def _checked(
         is_weak=WEAK in notes,
         notes=(*notes, *(f"{count} {what}" for what, count in found.items() if count)),
     )
-
-
-def _read_corpus(path: Path) -> dict[str, str]:
-    """Return the documents of a file of JSON lines, or of a folder as `bge search` reads it."""
-    if path.is_file() and path.suffix == ".jsonl":
-        return read_corpus(path)
-    documents = {name: text for name, text, _ in read_folder(path)}
-    if not documents:
-        raise ConfigurationError(f"{str(path)!r} holds no text. Name JSON lines with _id and text, or a folder.")
-    return documents

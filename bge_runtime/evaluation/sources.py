@@ -17,12 +17,15 @@ from bge_runtime import ConfigurationError, InputError
 from bge_runtime.search.documents import find_files, read_sections
 from bge_runtime.search.sections import Section
 
-__all__ = ["WEAK", "Passage", "Source", "read_corpus", "read_folder"]
+__all__ = ["WEAK", "Passage", "Source", "read_documents", "read_folder"]
 
 FORMATS = (
     "Pass a folder or archive with corpus.jsonl, queries.jsonl and qrels/, tab-separated queries with qrels=, the JSON "
     "of LlamaIndex's question data set, or JSON lines with query and positives."
 )
+CORPORA = "Name JSON lines with _id and text, a BEIR folder or archive, or a folder of documents."
+ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
+CORPUS = "corpus.jsonl"
 WEAK = "the questions were made from the documents without a reader: they are easier than what users ask"
 # Words that begin the first line of judgements, where it names its columns.
 QRELS_TITLES = ("query-id", "query_id", "qid")
@@ -88,7 +91,7 @@ class Source:
             raise ConfigurationError(f"{str(place)!r} does not exist. {FORMATS}")
         if qrels is not None:
             return _trec(place, Path(fspath(qrels)).expanduser())
-        if place.is_dir() or place.name.endswith((".tar.gz", ".tgz", ".tar", ".zip")):
+        if place.is_dir() or place.name.endswith(ARCHIVES):
             return _beir(place, split)
         if place.suffix == ".jsonl":
             return _lines(place)
@@ -108,10 +111,25 @@ class Source:
         }
 
 
-def read_corpus(path: Path) -> dict[str, str]:
-    """Return the documents of JSON lines with `_id` or `id`, `title` and `text`, joined as MTEB does."""
-    with path.open(encoding="utf-8") as stream:
-        return _documents(stream, path.name)
+def read_documents(path: Path) -> dict[str, str]:
+    """Return text by id: of JSON lines or a BEIR collection, title and text joined as MTEB does, or of a folder.
+
+    Raises:
+        ConfigurationError: There is nothing, or no document in it.
+        InputError: A line cannot be read.
+    """
+    if not path.exists():
+        raise ConfigurationError(f"corpus={str(path)!r} does not exist. {CORPORA}")
+    if path.suffix == ".jsonl" and path.is_file():
+        with path.open(encoding="utf-8") as stream:
+            documents = _documents(stream, path.name)
+    elif path.name.endswith(ARCHIVES) or (path / CORPUS).is_file():
+        documents = _documents(_Files(path).lines(CORPUS), f"{path.name}/{CORPUS}")
+    else:
+        documents = {name: text for name, text, _ in read_folder(path)}
+    if not documents:
+        raise ConfigurationError(f"{str(path)!r} holds no text. {CORPORA}")
+    return documents
 
 
 def read_folder(folder: Path) -> Iterator[tuple[str, str, list[Section]]]:
@@ -145,7 +163,7 @@ def _beir(place: Path, split: str) -> Source:
     files = _Files(place)
     judged = f"qrels/{split}.tsv"
     queries = _texts(files.lines("queries.jsonl"), f"{place.name}/queries.jsonl")
-    documents = _documents(files.lines("corpus.jsonl"), f"{place.name}/corpus.jsonl")
+    documents = _documents(files.lines(CORPUS), f"{place.name}/{CORPUS}")
     if not files.has(judged):
         there = ", ".join(sorted(repr(Path(name).stem) for name in files.names if "qrels/" in name)) or "none"
         raise ConfigurationError(f"{str(place)!r} has no {judged}. Name one of its splits: {there}.")

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from bge_runtime.errors import ConfigurationError
+from bge_runtime.errors import ConfigurationError, public
 from bge_runtime.inputs.prepared import PreparedInputs
 
 if TYPE_CHECKING:
@@ -37,8 +37,14 @@ class Framed(NamedTuple):
     tail: str
 
 
+@public
 class TokenSequence(NamedTuple):
-    """Token ids of one input, and their segment ids; what waits in a queue is held as arrays, not as lists."""
+    """Token ids of one input, and their segment ids; what waits in a queue is held as arrays, not as lists.
+
+    Attributes:
+        ids: Token ids, special tokens included.
+        type_ids: For each of them, to which text of a pair it belongs, as the model counts them.
+    """
 
     ids: Sequence[int]
     type_ids: Sequence[int]

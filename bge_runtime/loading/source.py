@@ -31,6 +31,7 @@ from bge_runtime.models.describe import describe_folder
 from bge_runtime.models.folder import find_folder, is_path
 from bge_runtime.models.registry import find_spec, get_spec
 from bge_runtime.models.spec import ModelSpec
+from bge_runtime.vectors.query_map import QUERY_MAP, QueryMap
 
 __all__ = ["ModelSource"]
 
@@ -169,6 +170,17 @@ class ModelSource:
         if self.adapter_digest is None:
             return base
         return hashlib.sha256(f"{base} with {self.adapter_digest}".encode()).hexdigest()
+
+    @cached_property
+    def query_map(self) -> QueryMap | None:
+        """What the model's folder says is done to vectors of queries; `None` for all but a few."""
+        return QueryMap.read(self.folder)
+
+    @cached_property
+    def query_map_digest(self) -> str | None:
+        """SHA-256 that names the query map; `None` without one."""
+        file = self.folder / QUERY_MAP
+        return hub.file_digest(file) if file.is_file() else None
 
     @property
     def vector_arguments(self) -> dict[str, str]:

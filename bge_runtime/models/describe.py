@@ -10,17 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bge_runtime.errors import ModelNotFoundError
+from bge_runtime.errors import ConfigurationError, ModelNotFoundError
 from bge_runtime.models.folder import read_card, read_object, read_values
 from bge_runtime.models.hub import ADAPTER_CONFIG, HEADS, head_files
 from bge_runtime.models.registry import find_spec, get_spec, list_models
 from bge_runtime.models.spec import Kind, ModelSpec, Pooling, Score
 
-__all__ = ["describe_folder", "modules_of", "own_pooling"]
+__all__ = ["OWN_ROW", "describe_folder", "modules_of", "own_pooling"]
 
 logger = logging.getLogger("bge_runtime")
 
 _POOLING: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+# The facts of a model as JSON, a row of the table; what was trained here carries it.
+OWN_ROW = "bge_model.json"
 # What older versions of sentence-transformers write in place of a mode.
 _LEGACY_POOLING: dict[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
@@ -51,6 +53,8 @@ def describe_folder(folder: Path, name: str, base_model: str | None = None) -> M
     config = read_object(folder / "config.json")
     if not config:
         raise ModelNotFoundError(f"Folder {str(folder)!r} has no readable config.json, so it holds no model.")
+    if base_model is None and (own := read_object(folder / OWN_ROW)):
+        return _own_row(folder, own, name)
     family = get_spec(base_model) if base_model else _family(folder, config, name)
     score = _score(config, family)
     kind: Kind = "reranker" if score else "vision" if config.get("model_type") == "clip" else "embedder"
@@ -79,6 +83,19 @@ def describe_folder(folder: Path, name: str, base_model: str | None = None) -> M
     return ModelSpec(
         kind=kind, architecture=architecture, parameters=parameters, languages=(), license="unknown", **facts
     )
+
+
+def _own_row(folder: Path, row: dict[str, Any], name: str) -> ModelSpec:
+    """Return the row that training has written beside the weights."""
+    known = {key: value for key, value in row.items() if key in ModelSpec.__dataclass_fields__}
+    try:
+        # Neither a package nor permissions: a folder cannot grant them to itself.
+        spec = ModelSpec(**{**known, "id": name, "package": None, "remote_code": False, "pickled_weights": False})
+    except (ConfigurationError, TypeError) as error:
+        raise _wrong(folder / OWN_ROW, "the model's facts", str(error)) from error
+    if spec.architecture != read_object(folder / "config.json").get("model_type"):
+        raise _wrong(folder / OWN_ROW, "architecture", spec.architecture)
+    return spec
 
 
 def _score(config: dict[str, Any], family: ModelSpec | None) -> Score | None:

@@ -322,6 +322,8 @@ def check_repository(name: str) -> None:
 
     try:
         validate_repo_id(name)
+        if not name.isascii():  # which huggingface-hub refuses since 2
+            raise HFValidationError(name)
     except HFValidationError as error:
         raise ModelNotFoundError(
             f"{name!r} is neither a folder here nor a name on the hub. Pass a model folder or 'organisation/name'."

@@ -36,6 +36,10 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _are_texts(value: Any) -> bool:
     return isinstance(value, tuple) and all(map(_is_text, value))
 
@@ -67,6 +71,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "the first and the last layer, or None",
     ),
     "tasks": (_are_tasks, "a dictionary of names and pairs of texts"),
+    "temperature": (lambda value: _is_number(value) and value > 0, "a number above 0"),
     **dict.fromkeys(("outputs", "languages"), (_are_texts, "a tuple of texts")),
     **dict.fromkeys(("package", "unsupported"), (_or_none(_is_text), "a text, or None")),
     **dict.fromkeys(
@@ -103,6 +108,7 @@ class ModelSpec:
         score: How a reranker's number arises: one logit, the logit of `Yes`, or a head per layer.
         layers: First and last layer with a score head; `None` for models without.
         outputs: Kinds of vectors that the model gives.
+        temperature: By which cosines were divided in training (InfoNCE); FlagEmbedding's examples tune with it too.
         languages: ISO 639-1 codes, or `multilingual`.
         license: SPDX identifier, or the name of a custom licence.
         remote_code: Whether the repository needs its own Python code.
@@ -129,6 +135,7 @@ class ModelSpec:
     score: Score | None = None
     layers: tuple[int, int] | None = None
     outputs: tuple[str, ...] = ("dense",)
+    temperature: float = 0.02
     languages: tuple[str, ...] = ("en",)
     license: str = "MIT"
     remote_code: bool = False

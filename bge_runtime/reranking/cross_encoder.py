@@ -10,6 +10,7 @@ import numpy as np
 from bge_runtime.backends.base import LayerScore, Output
 from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow
+from bge_runtime.inputs.tokenizing import Tokenizing, TokenSequence
 from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.reranking.base import INTERACTIVE_PAIRS, Pairs, Scores
 from bge_runtime.reranking.llm_options import LLMOptions
@@ -46,20 +47,26 @@ class CrossEncoder:
         columns = yield from self._columns(pairs, self._llm.output(self._runner.source.spec), show_progress, deadline)
         return columns[:, 0]
 
+    def tokenize(self, pairs: Pairs) -> list[TokenSequence]:
+        """Return what the model reads of each pair, cut."""
+        return self._tokenizing.pairs(pairs, max_length=self._runner.max_length).sequences
+
     def layer_scores(self, pairs: Pairs, layers: Sequence[int]) -> Flow[Scores]:
         """Return the raw logits of each pair at several layers, float32 [pairs, layers]."""
         return self._columns(pairs, self._llm.output(self._runner.source.spec, layers), None, None)
+
+    @property
+    def _tokenizing(self) -> Tokenizing:
+        tokenizing = self._runner.hold().tokenizing
+        return tokenizing if self._llm.prompt is None else tokenizing.with_prompt(self._llm.prompt)
 
     def _columns(
         self, given: Pairs, output: Output, show_progress: bool | None, deadline: Deadline | None
     ) -> Flow[Scores]:
         pairs, places = distinct(given)
-        tokenizing = self._runner.hold().tokenizing
-        if self._llm.prompt is not None:
-            tokenizing = tokenizing.with_prompt(self._llm.prompt)
         rows = yield from self._runner.rows(
             pairs,
-            partial(tokenizing.pairs, max_length=self._runner.max_length, overlap=self._overlap),
+            partial(self._tokenizing.pairs, max_length=self._runner.max_length, overlap=self._overlap),
             output,
             bulk=len(pairs) > INTERACTIVE_PAIRS,
             show_progress=show_progress,

@@ -15,6 +15,7 @@ from bge_runtime.engine.deadline import Deadline
 from bge_runtime.engine.flow import Flow
 from bge_runtime.errors import ConfigurationError, check_choice, check_count, check_flag, public
 from bge_runtime.inputs.checks import check_pairs, pairs_of
+from bge_runtime.inputs.tokenizing import TokenSequence
 from bge_runtime.loading.model import Model
 from bge_runtime.loading.options import LoadingOptions, with_loading_options
 from bge_runtime.loading.runner import Runner, Truncation
@@ -281,6 +282,22 @@ class Reranker(Model):
     ) -> NDArray[np.float32]:
         """Score (query, document) pairs of any number of queries in shared batches; see `score`."""
         return run(self._score(check_pairs(pairs), show_progress))
+
+    def tokenize(self, pairs: Iterable[tuple[str, str]]) -> list[TokenSequence]:
+        """Return the tokens that a cross-encoder reads of each (query, document) pair, special tokens included, cut.
+
+        Returns:
+            Token ids, and segment ids, of each pair, in input order and without padding.
+
+        Raises:
+            ConfigurationError: The model is an embedder, which reads no pairs.
+        """
+        scorer = self.scorer
+        if not isinstance(scorer, CrossEncoder):
+            raise ConfigurationError(
+                f"{self.model!r} reads each text by itself, so it has no tokens of a pair. Use Embedder.tokenize."
+            )
+        return scorer.tokenize(check_pairs(pairs))
 
     def score_layers(
         self, query: str, documents: Iterable[str], layers: Iterable[int] | None = None

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from bge_runtime.reranking.token_index import TokenHit, TokenIndex
     from bge_runtime.vectors.cache import CacheStats, VectorCache
     from bge_runtime.vectors.quantization import quantization_ranges, quantize_embeddings, rescore, search_quantized
+    from bge_runtime.vectors.query_map import QueryMap
     from bge_runtime.vectors.similarity import lexical_score
 
 # Which module defines which names.
@@ -84,6 +85,7 @@ _NAMES = {
     "reranking.token_index": "TokenHit TokenIndex",
     "vectors.cache": "CacheStats VectorCache",
     "vectors.quantization": "quantization_ranges quantize_embeddings rescore search_quantized",
+    "vectors.query_map": "QueryMap",
     "vectors.similarity": "lexical_score",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
@@ -117,6 +119,7 @@ __all__ = [
     "OnMismatch",
     "OutOfMemoryError",
     "OutOfMemoryEvent",
+    "QueryMap",
     "Ranked",
     "Ranking",
     "Reranker",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import pkgutil
 import shlex
@@ -19,9 +18,22 @@ import typer
 from typer.core import TyperGroup
 
 import bge_runtime
+from bge_runtime.cli import training
+from bge_runtime.cli.output import (
+    AsJson,
+    Corpus,
+    Qrels,
+    VectorsDir,
+    VisibleFormatter,
+    on_terminal,
+    one_line,
+    print_answer,
+    print_json,
+    print_table,
+    say,
+)
 
 if TYPE_CHECKING:
-    from bge_runtime.cli.evaluation import Answer
     from bge_runtime.evaluation.bench import Comparison
     from bge_runtime.evaluation.migration import Migration, Requirement
     from bge_runtime.search import Hit, SearchResult
@@ -41,7 +53,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except bge_runtime.BGEError as error:
-            _say(f"Error: {error}", err=True)
+            say(f"Error: {error}", err=True)
             raise typer.Exit(EXIT_ERROR) from error
         except KeyboardInterrupt as error:
             typer.echo("Interrupted.", err=True)
@@ -60,15 +72,10 @@ app = typer.Typer(
 )
 
 
-class _VisibleFormatter(logging.Formatter):
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return _visible(super().formatMessage(record))
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Corpus = Annotated[Path | None, typer.Option(help="Documents: JSON lines, or a folder; for data that has none.")]
-Qrels = Annotated[Path | None, typer.Option(help="TREC's judgements, for TREC queries.")]
-VectorsDir = Annotated[Path | None, typer.Option(help="Where vectors are kept; BGE_CACHE_DIR, else ~/.cache/bge.")]
+app.add_typer(training.data, name="data")
+app.add_typer(training.train, name="train")
+app.command("mine", epilog="Example: bge mine train.jsonl --corpus corpus.jsonl --out mined.jsonl")(training.mine)
+app.command("mix", epilog="Example: bge mix BAAI/bge-small-en-v1.5 tuned --weights 0.5,0.5 --out mixed")(training.mix)
 
 
 class Hub(StrEnum):
@@ -98,7 +105,7 @@ def main(
             stream.reconfigure(errors="replace")
     # Readers of documents log what is wrong with them, in words of the documents.
     if logging.lastResort is not None:
-        logging.lastResort.setFormatter(_VisibleFormatter())
+        logging.lastResort.setFormatter(VisibleFormatter())
 
 
 @app.command(epilog="Example: bge models --json")
@@ -106,7 +113,7 @@ def models(as_json: AsJson = False) -> None:
     """List the models: what each is, and whether it runs."""
     specs = bge_runtime.list_models()
     if as_json:
-        _print_json(
+        print_json(
             [{**spec.as_dict(), "runnable": spec.unsupported is None, "reason": spec.unsupported} for spec in specs]
         )
         return
@@ -115,14 +122,14 @@ def models(as_json: AsJson = False) -> None:
         (spec.id, spec.kind, str(spec.dimension or "-"), str(spec.max_length), ",".join(spec.languages))
         for spec in specs
     ]
-    _print_table(("MODEL", "KIND", "DIM", "TOKENS", "LANGUAGES"), rows)
+    print_table(("MODEL", "KIND", "DIM", "TOKENS", "LANGUAGES"), rows)
     for reason in dict.fromkeys(spec.unsupported for spec in specs if spec.unsupported is not None):
         names = ", ".join(spec.id for spec in specs if spec.unsupported == reason)
-        _say("")
+        say("")
         for line in textwrap.wrap(
             f"not runnable: {names}: {reason}", 80, subsequent_indent="  ", break_on_hyphens=False
         ):
-            _say(line)
+            say(line)
 
 
 @app.command(epilog="Example: bge doctor --verify BAAI/bge-reranker-base")
@@ -141,18 +148,18 @@ def doctor(
 
         result = verification.Listing() if verify == "list" else verification.verify(verify)
         if as_json:
-            _print_json(result.as_dict())
+            print_json(result.as_dict())
         else:
-            _print_table(*result.table())
+            print_table(*result.table())
         raise typer.Exit(0 if result.ok else EXIT_DIFFERENT)
     from bge_runtime.cli.doctor import examine, render
 
     report = examine()
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
     else:
         for line in render(report).split("\n"):
-            _say(line)
+            say(line)
 
 
 @app.command(epilog="Example: bge download BAAI/bge-small-en-v1.5")
@@ -172,7 +179,7 @@ def download(
         cache_folder=cache_folder,
         force=force,
         source=source.value,
-        show_progress=_on_terminal(),
+        show_progress=on_terminal(),
     )
     typer.echo(folder)
 
@@ -207,7 +214,7 @@ def search(
     embedder = bge_runtime.Embedder(model)
     ranker = None if no_rerank else bge_runtime.Reranker(embedder if reranker is None else reranker)
     reranking = "none" if ranker is None else f"{ranker.method.replace('_', ' ')} with {ranker.model}"
-    _say(f"embedding model: {embedder.model}; reranking: {reranking}", err=True)
+    say(f"embedding model: {embedder.model}; reranking: {reranking}", err=True)
     result = search_folder(
         folder,
         question,
@@ -218,14 +225,14 @@ def search(
         chunk_tokens=chunk_tokens,
         cache_folder=cache_dir,
         rebuild=rebuild,
-        show_progress=_on_terminal(),
-        notify=lambda message: _say(message, err=True),
+        show_progress=on_terminal(),
+        notify=lambda message: say(message, err=True),
     )
     if not as_json:
         _print_hits(result.hits)
         return
     methods = {"method": ranker.method if ranker else None, "model": ranker.model if ranker else None}
-    _print_json({"question": question, "model": embedder.model, "reranking": methods, **_as_values(result)})
+    print_json({"question": question, "model": embedder.model, "reranking": methods, **_as_values(result)})
 
 
 @app.command(epilog="Example: bge bench --data docs --rounds 3")
@@ -246,9 +253,9 @@ def bench(
     from bge_runtime.evaluation.bench import compare, read_queries, read_texts
 
     texts = read_texts(data, limit)
-    result = compare(model, texts, queries=read_queries(queries, texts), rounds=rounds, show_progress=_on_terminal())
+    result = compare(model, texts, queries=read_queries(queries, texts), rounds=rounds, show_progress=on_terminal())
     if as_json:
-        _print_json(asdict(result))
+        print_json(asdict(result))
     else:
         _print_comparison(result)
 
@@ -301,8 +308,8 @@ def evaluate(
         cache_dir=cache_dir,
         command=" ".join(["bge", *map(shlex.quote, sys.argv[1:])]),
     )
-    result = evaluation.answer(request, show_progress=_on_terminal(), notify=lambda line: _say(line, err=True))
-    _print_answer(result, as_json)
+    result = evaluation.answer(request, show_progress=on_terminal(), notify=lambda line: say(line, err=True))
+    print_answer(result, as_json)
 
 
 @app.command(epilog="Example: bge calibrate scifact.tar.gz --split train --test-split test --out calibrator.json")
@@ -349,17 +356,7 @@ def calibrate(
         without_labels=without_labels,
         cache_dir=cache_dir,
     )
-    _print_answer(evaluation.calibrated(asked, show_progress=_on_terminal()), as_json)
-
-
-def _print_answer(result: Answer, as_json: bool) -> None:
-    if as_json:
-        _print_json(result.values)
-        return
-    for table in result.tables:
-        _print_table(*table)
-    for line in result.lines:
-        _say(line)
+    print_answer(evaluation.calibrated(asked, show_progress=on_terminal()), as_json)
 
 
 @app.command(epilog="Example: bge migrate index new-index --model BAAI/bge-small-en-v1.5")
@@ -411,10 +408,10 @@ def migrate(
         require=requirement,
         allow_empty=allow_empty,
         allow_pickle=allow_pickle,
-        show_progress=_on_terminal(),
+        show_progress=on_terminal(),
     )
     if as_json:
-        _print_json({**asdict(result), "source": str(result.source), "target": str(result.target)})
+        print_json({**asdict(result), "source": str(result.source), "target": str(result.target)})
     else:
         _print_migration(result, model)
 
@@ -447,39 +444,9 @@ def _requirement(name: str) -> Requirement:
     return requirement
 
 
-def _on_terminal() -> bool:
-    """Whether somebody watches: a progress bar in a file is noise."""
-    return sys.stderr.isatty()
-
-
-def _say(line: str, *, err: bool = False) -> None:
-    """Print one line."""
-    typer.echo(_visible(line), err=err)
-
-
-def _visible(text: str) -> str:
-    """Return text with control characters escaped: a file's name must neither steer the terminal nor fake a line."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
-    )
-
-
-def _print_json(value: object) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=2)
-    # JSON itself escapes the first 32 characters only, and they are not all that steer a terminal.
-    typer.echo("".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text))
-
-
-def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    for row in (titles, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        _say("  ".join(cells).rstrip())
-
-
 def _print_comparison(result: Comparison) -> None:
     reranking = result.kind == "reranker"
-    _say(
+    say(
         f"{result.model} on {result.device}: {result.texts} {'pairs' if reranking else 'texts'}, "
         f"{result.tokens} tokens, median of {result.rounds} rounds run in turn"
     )
@@ -495,36 +462,36 @@ def _print_comparison(result: Comparison) -> None:
         rows.append([row.name, *speeds, f"{row.ratio:.2f}", spread, *error])
     error_titles = ["DIFFERENCE"] if reranking else ["COSINE MIN", "MEAN"]
     unit = "PAIRS/S" if reranking else "TEXTS/S"
-    _print_table(("WAY", unit, "TOKENS/S", "RATIO", "RANGE", *error_titles), rows)
-    _say("ratio: times as fast as sentence-transformers; errors: against the runtime's own float32")
+    print_table(("WAY", unit, "TOKENS/S", "RATIO", "RANGE", *error_titles), rows)
+    say("ratio: times as fast as sentence-transformers; errors: against the runtime's own float32")
     for row in result.rows:
         if row.reason is not None:
-            _say(f"{row.name} does not run: {row.reason}")
+            say(f"{row.name} does not run: {row.reason}")
 
 
 def _print_migration(result: Migration, model: str) -> None:
     where = f"{result.kind} index {result.name!r} in {str(result.target)!r}"
     if not result.changed:
-        _say(f"Nothing to do: the {where} was filled by {model} already.")
+        say(f"Nothing to do: the {where} was filled by {model} already.")
         return
-    _say(
+    say(
         f"{result.documents} documents: {result.computed} texts embedded, {result.resumed} of an earlier run, "
         f"in {result.seconds:.1f} s"
     )
-    _say(f"new: {where}, for {model}")
-    _say(f"old: {str(result.source)!r}")
+    say(f"new: {where}, for {model}")
+    say(f"old: {str(result.source)!r}")
     for each in result.left_out:
-        _say(f"left out: {each}")
+        say(f"left out: {each}")
 
 
 def _print_hits(hits: Sequence[Hit]) -> None:
     for number, hit in enumerate(hits, start=1):
         scores = f"dense {hit.dense:.4f}" if hit.rerank is None else f"rerank {hit.rerank:.4f}, dense {hit.dense:.4f}"
-        _say(f"{number}. {hit.file}  ({scores})")
+        say(f"{number}. {hit.file}  ({scores})")
         if hit.heading:
-            _say(f"   {_one_line(' > '.join(hit.heading))}")
-        _say(f"   {_snippet(hit.text)}")
-        _say("")
+            say(f"   {one_line(' > '.join(hit.heading))}")
+        say(f"   {_snippet(hit.text)}")
+        say("")
 
 
 def _as_values(result: SearchResult) -> dict[str, object]:
@@ -546,10 +513,5 @@ def _as_values(result: SearchResult) -> dict[str, object]:
 
 
 def _snippet(text: str) -> str:
-    line = _one_line(text)
+    line = one_line(text)
     return line if len(line) <= SNIPPET_LENGTH else f"{line[:SNIPPET_LENGTH].rsplit(' ', 1)[0]} ..."
-
-
-def _one_line(text: str) -> str:
-    """Return text on one line; control characters in a document must not steer the terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))

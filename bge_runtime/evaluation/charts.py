@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from bge_runtime import ConfigurationError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Chart", "by_threshold", "curves", "distributions", "quality_and_cost", "reliability"]
+__all__ = ["Chart", "bars", "by_threshold", "curves", "distributions", "quality_and_cost", "reliability"]
 
 # Inches and points that a telephone of 390 pixels shows without shrinking them much.
 SIZE = (4.6, 3.4)
@@ -168,6 +168,26 @@ def curves(losses: Sequence[tuple[int, float]], scores: Sequence[tuple[int, floa
         other.set_ylabel(metric)
     axes.legend(handles=handles, fontsize=9, loc="lower center")
     return Chart("curves", "Loss and development score by step", figure)
+
+
+def bars(rows: Mapping[str, Mapping[str, float]], metric: str) -> Chart:
+    """Draw a group of bars for each collection, one bar for each system."""
+    figure, axes = _figure()
+    collections = list(next(iter(rows.values())))
+    width = 0.8 / len(rows)
+    shades = np.linspace(0.25, 1.0, len(rows))
+    for number, (name, values) in enumerate(rows.items()):
+        places = np.arange(len(collections)) + (number - (len(rows) - 1) / 2) * width
+        heights = [values[each] for each in collections]
+        axes.bar(places, heights, width, color=DARK, alpha=shades[number], label=name)
+        for place, height in zip(places, heights, strict=True):
+            axes.text(place, height + 0.01, f"{height:.2f}"[1:], ha="center", fontsize=6)
+    axes.set_xticks(range(len(collections)), [each.replace("_", " ").replace(" ", "\n") for each in collections])
+    axes.set_ylabel(metric)
+    axes.set_ylim(0, 1.12)
+    axes.grid(axis="x", visible=False)
+    axes.legend(fontsize=8, ncols=len(rows), loc="upper center", columnspacing=1, handlelength=1)
+    return Chart("bars", f"{metric} of {', '.join(rows)}", figure)
 
 
 def _styled() -> Any:

@@ -18,7 +18,7 @@ from bge_runtime.evaluation.sources import WEAK, Passage, read_folder
 from bge_runtime.search.documents import find_files
 from bge_runtime.search.sections import Section
 
-__all__ = ["make_questions", "write_questions"]
+__all__ = ["LEAST_CHARACTERS", "asking", "make_questions", "write_questions"]
 
 # Words of a heading or link that can be a question, and characters of a passage that can answer one.
 WORDS = (2, 16)
@@ -85,7 +85,7 @@ def write_questions(folder: Path, model: Any, *, limit: int = 100, seed: int = 0
         ConfigurationError: The model is none of these, or the prompt has no place for the passage.
         InputError: There is no passage, or the model answered nothing.
     """
-    ask = _asking(model)
+    ask = asking(model)
     if "{passage}" not in prompt:
         raise ConfigurationError(f"prompt={prompt!r} has no place for the passage. Write {{passage}} where it goes.")
     documents, passages = {}, []
@@ -155,7 +155,12 @@ def _fits(words: str) -> bool:
     return WORDS[0] <= len(_WORD.findall(words)) <= WORDS[1]
 
 
-def _asking(model: Any) -> Callable[[str], str]:
+def asking(model: Any) -> Callable[[str], str]:
+    """Return a function that lets a language model of any framework answer a prompt.
+
+    Raises:
+        ConfigurationError: The model has no call that is known.
+    """
     if callable(getattr(model, "complete", None)):
         return lambda prompt: str(model.complete(prompt))
     if callable(getattr(model, "invoke", None)):

@@ -76,17 +76,33 @@ class Setting:
             show_progress: Whether to show progress bars.
             mode: How the reranker compares, in place of the setting's own weights.
         """
+        kept = None if cache is None else self._apart(cache)
         options = {**self._reranker_options(), **({} if mode is None else {"mode": mode})}
         reranker = None if self.rerank is None else Reranker(**options, truncation="silent")
         return ModelSubject(
-            Embedder(**self._embedder_options(), vector_cache=cache, truncation="silent"),
+            Embedder(**self._embedder_options(), vector_cache=kept, truncation="silent"),
             reranker=reranker,
             depth=self.depth,
             bits=self.bits,
             chunk_tokens=self.chunk_tokens,
-            cache=cache,
+            cache=kept,
             show_progress=show_progress,
         )
+
+    def _apart(self, cache: VectorCache) -> VectorCache:
+        """Return a cache of this precision and backend alone.
+
+        A vector of bfloat16 is as good as one of float32 to an index, and has the same identity: from one cache, each
+        would be compared with itself.
+        """
+        usual = Embedder(self.model)
+        own = Embedder(**self._embedder_options())
+        if own.precision == usual.precision and self.backend is None:
+            return cache
+        if cache.path is None:
+            return VectorCache(max_bytes=cache.max_bytes, storage=cache.storage)
+        name = f"{cache.path.stem}.{self.backend or 'auto'}-{own.precision}{cache.path.suffix}"
+        return VectorCache(cache.path.with_name(name), max_bytes=cache.max_bytes, storage=cache.storage)
 
     def code(self) -> str:
         """Return the LangChain code that asks for it."""

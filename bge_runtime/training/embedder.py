@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.util import pairwise_cos_sim
 
-from bge_runtime import ConfigurationError, Embedder, InputError, VectorCache, locate
+from bge_runtime import ConfigurationError, Embedder, InputError, VectorCache
 from bge_runtime.evaluation.exact import search
 from bge_runtime.evaluation.judgements import Judgements
 from bge_runtime.evaluation.metrics import measure
@@ -31,7 +32,7 @@ from bge_runtime.training.examples import TrainingData
 from bge_runtime.training.folders import Trained, Workplace, copy_tokenizer, write_row
 from bge_runtime.training.gate import METRIC, TOLERANCE, check_tolerance, general_questions, measure_with, pass_gate
 from bge_runtime.training.holding_out import SHARE, hold_out
-from bge_runtime.training.reading import LABEL, LINE, Columns, Texts
+from bge_runtime.training.reading import LABEL, LINE, Columns, Texts, pad_id
 from bge_runtime.training.runs import History, Score, arguments, quiet, run
 from bge_runtime.training.settings import TrainingSettings
 
@@ -119,9 +120,7 @@ def train_embedder(
     cache = workplace.cache(vector_cache)
     reference = Embedder(**{**embedder.options(), "vector_cache": cache, "truncation": "silent"})
     before = measure_with(reference, cache)
-    pools = {
-        name: pool_of(reference, each, show_progress=show_progress) for name, each in split.development.items()
-    }
+    pools = {name: pool_of(reference, each, show_progress=show_progress) for name, each in split.development.items()}
     trained, history = _trained(
         split.training,
         pools,
@@ -135,7 +134,6 @@ def train_embedder(
         show_progress=show_progress,
     )
     candidate = workplace.candidate(lambda folder: _save(trained, folder, reference))
-    del trained
     result = Embedder(str(candidate), vector_cache=cache, truncation="silent", device=embedder.options()["device"])
     gate = pass_gate(
         before,
@@ -191,7 +189,9 @@ def pool_of(embedder: Embedder, data: Judgements, *, show_progress: bool) -> Jud
     names = list(data.documents)
     vectors = embedder.encode_documents(data.documents.values(), show_progress=show_progress)
     rows, _ = search(embedder.encode_queries(data.queries.values()), vectors, POOL)
-    kept = {names[row] for row in rows.flatten().tolist()} | {each for grades in data.grades.values() for each in grades}
+    kept = {names[row] for row in rows.flatten().tolist()} | {
+        each for grades in data.grades.values() for each in grades
+    }
     return Judgements(
         name=data.name,
         queries=data.queries,
@@ -202,7 +202,7 @@ def pool_of(embedder: Embedder, data: Judgements, *, show_progress: bool) -> Jud
 
 def model_to_train(embedder: Embedder) -> SentenceTransformer:
     """Return the model as sentence-transformers holds it, in float32, pooling as the runtime does."""
-    folder, spec = locate_folder(embedder), embedder.spec
+    folder, spec = embedder.source.folder, embedder.spec
     given = {"dtype": torch.float32, "use_safetensors": not spec.pickled_weights}
     if spec.pooling == "model":
         return SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=given)
@@ -218,12 +218,6 @@ def set_dropout(model: torch.nn.Module, share: float | None) -> None:
     for module in model.modules():
         if share is not None and isinstance(module, torch.nn.Dropout):
             module.p = share
-
-
-def locate_folder(model: Any) -> Path:
-    """Return the folder of a model's files."""
-    place = Path(model.model).expanduser()
-    return place if place.is_dir() else Path(locate(model.model))
 
 
 def _check(
@@ -243,7 +237,9 @@ def _check(
         raise ConfigurationError(f"matryoshka={list(matryoshka)!r} is not allowed. Pass numbers below {dimension}.")
     if loss != "contrastive":
         if settings.negatives < 1:
-            raise ConfigurationError(f"loss={loss!r} needs negatives: one text alone is always the best. Pass 1 or more.")
+            raise ConfigurationError(
+                f"loss={loss!r} needs negatives: one text alone is always the best. Pass 1 or more."
+            )
         missing = next((each for each in data.examples if not each.has_scores), None)
         if missing is not None:
             raise ConfigurationError(
@@ -281,7 +277,7 @@ def _trained(
     model.model_card_data.generate_widget_examples = False
     if settings.lora_rank is not None:
         adapters.add(model, settings.lora_rank, settings.seed)
-    texts = Texts(embedder, int(model[0].tokenizer.pad_token_id or 0))
+    texts = Texts(embedder, pad_id(model[0]))
     columns = [name for name in rows[0] if name not in (LINE, LABEL)]
     texts.add((row["query"] for row in rows), "query")
     texts.add((row[name] for row in rows for name in columns[1:]), "document")
@@ -299,8 +295,10 @@ def _trained(
         train_dataset=Dataset.from_list(rows),
         loss=_loss(model, settings, loss, temperature, teacher_temperature, matryoshka),
         evaluator=Score(lambda trained: _score(trained, texts, pools)) if pools else None,
-        data_collator=Columns(texts),
+        data_collator=Columns(texts),  # type: ignore[arg-type]
     )
+    if settings.lora_rank is not None:
+        trainer._load_from_checkpoint = partial(adapters.load_checkpoint, model)  # type: ignore[method-assign]
     where = [each.where or f"example {at}" for at, each in enumerate(data.examples, start=1)]
     history = run(trainer, settings, where=where, show_progress=show_progress)
     trained = trainer.model
@@ -397,7 +395,7 @@ def _save(model: SentenceTransformer, folder: Path, embedder: Embedder) -> None:
         model.prompts = {"query": head, "document": embedder.document_instruction}
     with quiet():
         model.save_pretrained(str(folder), create_model_card=False)
-    copy_tokenizer(locate_folder(embedder), folder)
+    copy_tokenizer(embedder.source.folder, folder)
     write_row(
         spec,
         folder,

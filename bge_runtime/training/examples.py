@@ -15,7 +15,7 @@ from bge_runtime import ConfigurationError, InputError
 from bge_runtime.evaluation.judgements import Judgements
 from bge_runtime.evaluation.sources import read_documents
 
-__all__ = ["Example", "Problem", "TrainingData", "read_examples"]
+__all__ = ["Example", "Problem", "TrainingData", "own_rows", "read_examples"]
 
 # What different tools call the same column, ours (FlagEmbedding's) first.
 QUERIES = ("query", "anchor", "question")
@@ -120,7 +120,7 @@ class TrainingData:
         """
         place = Path(path).expanduser()
         documents = {} if corpus is None else read_documents(Path(corpus))
-        if qrels is None and place.is_file() and place.suffix in (".jsonl", ".json") and (rows := _own_rows(place)):
+        if qrels is None and place.is_file() and place.suffix in (".jsonl", ".json") and (rows := own_rows(place)):
             problems: list[Problem] = []
             examples = tuple(read_examples(rows, problems.append))
             if problems:
@@ -266,7 +266,7 @@ def _scores(row: Mapping[str, Any], name: str, texts: Sequence[str]) -> tuple[fl
     return tuple(map(float, given))
 
 
-def _own_rows(path: Path) -> list[tuple[str, Any]]:
+def own_rows(path: Path) -> list[tuple[str, Any]]:
     """Return the rows of a file whose first one has a query and positives as texts; none of any other file."""
     try:
         content = path.read_text(encoding="utf-8")

@@ -15,11 +15,13 @@ from bge_runtime import ConfigurationError, ModelSpec, VectorCache
 from bge_runtime.evaluation.evaluation import versions, write_whole
 from bge_runtime.training.gate import METRIC, Gate
 
-__all__ = ["ROW", "Trained", "Workplace", "copy_tokenizer", "write_row"]
+__all__ = ["ROW", "Trained", "Workplace", "copy_model", "copy_tokenizer", "write_row"]
 
 ROW = "bge_model.json"
 TOLD = "training.json"
 RUN = "run.json"
+MADE = ("onnx", "openvino", "checkpoint-", "runs", ".")
+OF_ITS_TRAINING = ("README.md", TOLD, "curves.png", "trainer_state.json", "training_args.bin")
 # What a tokenizer is read from; it is copied, since libraries write it anew in their own way.
 TOKENIZER = (
     "tokenizer.json",
@@ -130,6 +132,15 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
+
+
+def copy_model(source: Path, folder: Path) -> None:
+    """Copy a model's files, but for what was made from them, and what tells how it came about."""
+    for place in sorted(source.iterdir()):
+        if place.is_dir() and not place.name.startswith(MADE):
+            shutil.copytree(place, folder / place.name)
+        elif place.is_file() and place.name not in OF_ITS_TRAINING:
+            shutil.copyfile(place, folder / place.name)
 
 
 def write_row(spec: ModelSpec, folder: Path, **facts: Any) -> None:

@@ -13,7 +13,16 @@ from bge_runtime.evaluation.evaluation import Evaluation, evaluate
 from bge_runtime.evaluation.judgements import Judgements
 from bge_runtime.evaluation.statistics import Difference, compare_paired
 
-__all__ = ["METRIC", "TOLERANCE", "Gate", "Measured", "check_tolerance", "general_questions", "measure_with", "pass_gate"]
+__all__ = [
+    "METRIC",
+    "TOLERANCE",
+    "Gate",
+    "Measured",
+    "check_tolerance",
+    "general_questions",
+    "measure_with",
+    "pass_gate",
+]
 
 METRIC = "nDCG@10"
 # What a model may lose on the guard set.
@@ -80,9 +89,7 @@ def measure_with(
     subject: Any, cache: VectorCache | None, *, reranker: Any = None, depth: int = 20
 ) -> Callable[[Judgements], Evaluation]:
     """Return what measures a model on a collection."""
-    return lambda data: evaluate(
-        subject, data, reranker=reranker, depth=depth, metrics=[METRIC], vector_cache=cache
-    )
+    return lambda data: evaluate(subject, data, reranker=reranker, depth=depth, metrics=[METRIC], vector_cache=cache)
 
 
 def pass_gate(
@@ -112,9 +119,7 @@ def pass_gate(
         ConfigurationError: `tolerance` is not allowed.
     """
     check_tolerance(tolerance)
-    measured = [
-        _measured(name, "development", data, before(data), after(data)) for name, data in development.items()
-    ]
+    measured = [_measured(name, "development", data, before(data), after(data)) for name, data in development.items()]
     measured.append(_measured("guard", "guard", guard, before(guard), after(guard)))
     return Gate(
         measured=tuple(measured), reasons=tuple(_reasons(measured, tolerance)), tolerance=tolerance, forced=force
@@ -164,18 +169,20 @@ def _reasons(measured: Sequence[Measured], tolerance: float) -> list[str]:
     for each in development:
         if each.difference.high < 0:
             reasons.append(f"it is worse on {each.name!r} questions: {_told(each)}")
-    if not any(each.difference.low > 0 for each in development):
+    if development and not any(each.difference.low > 0 for each in development):
         told = "; ".join(f"{each.name!r} {_told(each)}" for each in development)
         reasons.append(f"it gained nothing that {len(development)} development sets can show: {told}")
     for each in measured:
         if each.purpose == "guard" and each.difference.mean < -tolerance:
-            reasons.append(f"it lost more than {tolerance:g} on {each.data!r}, which it was not trained for: {_told(each)}")
+            reasons.append(
+                f"it lost more than {tolerance:g} on {each.data!r}, which it was not trained for: {_told(each)}"
+            )
     return reasons
 
 
 def _told(each: Measured) -> str:
     gain = each.difference
     return (
-        f"{METRIC} {each.before:.4f} to {each.after:.4f} over {gain.questions} questions ({gain.mean:+.4f}, 95% interval "
-        f"{gain.low:+.4f} to {gain.high:+.4f})"
+        f"{METRIC} {each.before:.4f} to {each.after:.4f} over {gain.questions} questions ({gain.mean:+.4f}, 95% "
+        f"interval {gain.low:+.4f} to {gain.high:+.4f})"
     )

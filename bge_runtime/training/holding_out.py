@@ -66,7 +66,7 @@ def hold_out(data: TrainingData, *, share: float = SHARE, seed: int = 0) -> Spli
         (unseen if len(unseen) + len(group) <= wanted else rest).extend(group)
     chance.shuffle(rest)
     times = Counter(text for each in rest for text in each.positives)
-    seen = []
+    seen: list[Example] = []
     for each in rest:
         if len(seen) < wanted and all(times[text] > 1 for text in each.positives):
             seen.append(each)
@@ -76,8 +76,8 @@ def hold_out(data: TrainingData, *, share: float = SHARE, seed: int = 0) -> Spli
     if not any(kept.values()):
         raise ConfigurationError(
             f"Of the {len(data.examples)} examples of {data.name!r} none can be held out to measure on: with "
-            f"share={share:g} that is {wanted}, of at least {LEAST}, and questions that share a document stay together. "
-            "Pass a larger share, more examples, or a development set of your own."
+            f"share={share:g} that is {wanted}, of at least {LEAST}, and questions that share a document stay "
+            "together. Pass a larger share, more examples, or a development set of your own."
         )
     out = {id(each) for found in kept.values() for each in found}
     training = replace(data, examples=tuple(each for each in data.examples if id(each) not in out))

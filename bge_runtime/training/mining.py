@@ -141,9 +141,7 @@ def mine(
     )
 
 
-def _check(
-    negatives: int, ranks: tuple[int, int], absolute: float | None, relative: float | None, choose: str
-) -> None:
+def _check(negatives: int, ranks: tuple[int, int], absolute: float | None, relative: float | None, choose: str) -> None:
     if isinstance(negatives, bool) or not isinstance(negatives, int) or negatives < 1:
         raise ConfigurationError(f"negatives={negatives!r} is not allowed. Pass a whole number of at least 1.")
     numbers = [each for each in ranks if isinstance(each, int) and not isinstance(each, bool)]
@@ -191,8 +189,7 @@ def _judged(
 ) -> list[list[tuple[str, float]]]:
     """Leave out what the reranker takes for an answer."""
     groups = [
-        (*each.positives, *(text for text, _ in candidates))
-        for each, candidates in zip(examples, found, strict=True)
+        (*each.positives, *(text for text, _ in candidates)) for each, candidates in zip(examples, found, strict=True)
     ]
     scores = _scores(reranker, examples, groups, show_progress)
     kept = []

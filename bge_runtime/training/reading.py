@@ -9,7 +9,7 @@ import torch
 
 from bge_runtime import Embedder, Reranker, TokenSequence
 
-__all__ = ["Columns", "Pairs", "Texts", "padded"]
+__all__ = ["LABEL", "LINE", "Columns", "Pairs", "Texts", "pad_id", "padded"]
 
 LABEL = "label"
 LINE = "line"
@@ -84,6 +84,11 @@ class Columns:
             found = self._texts.features([row[column] for row in rows], role)
             batch |= {f"{column}_{name}": value for name, value in found.items()}
         return batch
+
+
+def pad_id(model: Any) -> int:
+    """Return what a model's tokenizer fills up with."""
+    return int(model.tokenizer.pad_token_id or 0)
 
 
 def padded(sequences: Sequence[TokenSequence], pad_id: int, *, pad_left: bool = False) -> dict[str, torch.Tensor]:

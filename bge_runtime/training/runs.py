@@ -155,8 +155,8 @@ def run(
                 raise
             remove_broken(folder)
             raise ConfigurationError(
-                f"Training cannot write to {str(folder)!r} ({error}). Make room and start it again: it goes on from its "
-                "last whole checkpoint."
+                f"Training cannot write to {str(folder)!r} ({error}). Make room and start it again: it goes on from "
+                "its last whole checkpoint."
             ) from error
     return history(trainer.state)
 
@@ -178,11 +178,13 @@ class Score(BaseEvaluator):
 
     def __init__(self, measure: Callable[[Any], float]) -> None:
         """Take what measures a model."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.primary_metric = SCORE
         self._measure = measure
 
-    def __call__(self, model: Any, output_path: object = None, epoch: object = -1, steps: object = -1) -> dict[str, float]:
+    def __call__(
+        self, model: Any, output_path: object = None, epoch: object = -1, steps: object = -1
+    ) -> dict[str, float]:
         """Return the score of a model in evaluation mode, without gradients."""
         was_training = model.training
         model.eval()
@@ -267,11 +269,11 @@ def quiet() -> Iterator[None]:
     bars = transformers_logging.is_progress_bar_enabled()
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)

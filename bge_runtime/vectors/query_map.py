@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.errors import ModelNotFoundError
+from bge_runtime.errors import ModelNotFoundError, public
 from bge_runtime.vectors.similarity import unit_rows
 
 __all__ = ["QUERY_MAP", "QueryMap"]
@@ -20,6 +20,7 @@ QUERY_MAP = "query_map.safetensors"
 WEIGHT = "weight"
 
 
+@public
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryMap:
     """What is done to a query's vector after pooling.

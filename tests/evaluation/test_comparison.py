@@ -104,6 +104,17 @@ def test_a_grid_runs_every_combination_once_and_goes_on_where_it_was_cut_off(dat
     assert run().as_dict()["pairs"] == found.as_dict()["pairs"]
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_each_precision_and_backend_computes_its_own_vectors_whatever_the_cache_holds(data, tmp_path, in_memory):
+    cache = VectorCache(None if in_memory else tmp_path / "vectors.sqlite")
+    axes = parse_axes(["precision=float32,bfloat16", "backend=auto,torch"])
+    found = compare(DEFAULT_OFFLINE_MODEL, data, axes, vector_cache=cache)
+    texts = len(data.documents) + len(data.queries) + len(data.unanswerable)
+    assert [each.evaluation.costs.texts_embedded for each in found.entries] == [texts] * 4
+    scores = {each.label: [hits[0][1] for hits in each.evaluation.run.values()] for each in found.entries}
+    assert scores["precision=float32 backend=auto"] != scores["precision=bfloat16 backend=auto"]
+
+
 def test_chunks_of_three_sizes_are_compared_on_the_same_documents(data):
     found = compare(DEFAULT_OFFLINE_MODEL, data, parse_axes(["chunk_size=whole,32,64"]))
     assert [each.label for each in found.entries] == ["chunk_tokens=whole", "chunk_tokens=32", "chunk_tokens=64"]

@@ -69,7 +69,7 @@ def main() -> None:
     reranker = asked.out / "reranker"
     if not reranker.is_dir():
         pairs = TrainingSettings(
-            epochs=2, negatives=3, batch_size=8, learning_rate=5e-5, dropout=0.0, evaluations=2, mini_batch_size=32
+            epochs=1, negatives=3, batch_size=8, learning_rate=5e-5, dropout=0.0, evaluations=2, mini_batch_size=32
         )
         # Handed over whatever it is worth, so that the table can say so.
         done = train_reranker(

@@ -150,6 +150,9 @@ class ModelSpec:
         Raises:
             ConfigurationError: An attribute is of another kind than it has to be.
         """
+        if isinstance(self.tasks, Mapping):  # from JSON
+            pairs = {name: tuple(pair) if isinstance(pair, list) else pair for name, pair in self.tasks.items()}
+            object.__setattr__(self, "tasks", pairs)
         for name, (is_right, wanted) in _RULES.items():
             value = getattr(self, name)
             if isinstance(value, list):  # from JSON

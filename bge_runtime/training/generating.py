@@ -76,11 +76,10 @@ def generate_pairs(
     for name in tqdm(chosen, desc="questions", unit="document", disable=not show_progress):
         told = prompt.replace("{count}", str(per_document)).replace("{passage}", texts[name])
         questions = _questions(ask(told), per_document)
-        new = {" ".join(each.split()).casefold(): each for each in questions}
         silent += not questions
-        repeated += len(questions) - len(new.keys() - examples.keys())
-        for key, question in new.items():
-            examples.setdefault(key, Example(query=question, positives=(texts[name],), where=f"document {name}"))
+        for question in questions:
+            example = Example(query=question, positives=(texts[name],), where=f"document {name}")
+            repeated += examples.setdefault(question.casefold(), example) is not example
     if not examples:
         raise InputError(
             f"The model answered none of {len(chosen)} documents with a question. Look at what it says to "

@@ -289,7 +289,7 @@ class _Decoder(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self._activation = ACT2FN[config.hidden_act]
         self._heads = config.num_attention_heads
-        self._attention_dropout = config.attention_probs_dropout_prob
+        self.attention_dropout = nn.Dropout(config.attention_probs_dropout_prob)
         with torch.no_grad():
             for module in self.modules():
                 if isinstance(module, nn.Linear):
@@ -303,7 +303,7 @@ class _Decoder(nn.Module):
             self._split(self.key(keys)),
             self._split(self.value(keys)),
             attn_mask=sees[:, None],
-            dropout_p=self._attention_dropout if self.training else 0.0,
+            dropout_p=self.attention_dropout.p if self.training else 0.0,
         )
         states = self.norm1(queries + self.dropout(self.attended(attended.transpose(1, 2).flatten(2))))
         inner: torch.Tensor = self.dropout(self.down(self._activation(self.up(states))))

@@ -76,10 +76,13 @@ def test_texts_and_a_function_with_some_documents_picked():
 @pytest.mark.parametrize(
     ("answer", "questions"),
     [
-        ("Here are three questions:\n\n1. What beats?\n2) Who bleeds?\n(3) Why?", ["What beats?", "Who bleeds?", "Why?"]),
+        (
+            "Here are three questions:\n\n1. What beats?\n2) Who bleeds?\n(3) Why?",
+            ["What beats?", "Who bleeds?", "Why?"],
+        ),
         ('- "What beats?"\n* “Who bleeds?”\n', ["What beats?", "Who bleeds?"]),
         ("Q1: What beats?\nQuestion 2: Who bleeds?\n**3. Why?**\n4. One more?", ["What beats?", "Who bleeds?", "Why?"]),
-        ("What beats?\nwhat  beats?\n", ["what beats?"]),
+        ("What beats?\nwhat  beats?\n", ["What beats?"]),
         ("3D hearts, do they beat?\n1.5 litres of what?", ["3D hearts, do they beat?", "1.5 litres of what?"]),
     ],
 )

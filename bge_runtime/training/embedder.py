@@ -220,6 +220,13 @@ def set_dropout(model: torch.nn.Module, share: float | None) -> None:
             module.p = share
 
 
+class _Trainer(SentenceTransformerTrainer):
+    """The trainer, without statistics of the data for a model card, which is another here."""
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Add none."""
+
+
 def _check(
     embedder: Embedder,
     data: TrainingData,
@@ -274,7 +281,6 @@ def _trained(
     rows = list(rows_of(data, settings, with_scores=loss != "contrastive"))
     model = model_to_train(embedder)
     set_dropout(model, settings.dropout)
-    model.model_card_data.generate_widget_examples = False
     if settings.lora_rank is not None:
         adapters.add(model, settings.lora_rank, settings.seed)
     texts = Texts(embedder, pad_id(model[0]))
@@ -289,14 +295,15 @@ def _trained(
     args = arguments(SentenceTransformerTrainingArguments, settings, folder, scored=bool(pools), device=device)
     # A text twice in a batch would be its own negative.
     args.batch_sampler = BatchSamplers.NO_DUPLICATES
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        loss=_loss(model, settings, loss, temperature, teacher_temperature, matryoshka),
-        evaluator=Score(lambda trained: _score(trained, texts, pools)) if pools else None,
-        data_collator=Columns(texts),  # type: ignore[arg-type]
-    )
+    with quiet():
+        trainer = _Trainer(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            loss=_loss(model, settings, loss, temperature, teacher_temperature, matryoshka),
+            evaluator=Score(lambda trained: _score(trained, texts, pools)) if pools else None,
+            data_collator=Columns(texts),  # type: ignore[arg-type]
+        )
     if settings.lora_rank is not None:
         trainer._load_from_checkpoint = partial(adapters.load_checkpoint, model)  # type: ignore[method-assign]
     where = [each.where or f"example {at}" for at, each in enumerate(data.examples, start=1)]

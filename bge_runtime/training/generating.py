@@ -17,13 +17,14 @@ from bge_runtime.training.examples import Example, TrainingData
 __all__ = ["PROMPT", "generate_pairs"]
 
 PROMPT = (
-    "Here is a passage of a document:\n\n{passage}\n\nWrite questions that this passage answers and that a person would "
-    "ask who has not read it. Number of questions: {count}. Answer with the questions alone, each on a line of its own."
+    "Here is a passage of a document:\n\n{passage}\n\nWrite questions that this passage answers and that a person "
+    "would ask who has not read it. Number of questions: {count}. Answer with the questions alone, each on its own "
+    "line."
 )
 DOCUMENTS = "Pass a list of LangChain documents, LlamaIndex nodes or texts."
 # "1. ", "(2) ", "- ", "Q3: ", "Question 4: " before a question.
 _MARK = re.compile(r"^(?:[-*•–]|\(?\d{1,3}[.):]+|(?:q|question)\s*\d*\s*[.):]+)\s+", re.IGNORECASE)
-_QUOTES = ('""', "''", "“”", "„“", "‘’", "«»", "``", "**")
+_QUOTES = ('""', "''", "“”", "„“", "\u2018\u2019", "«»", "``", "**")
 
 
 def generate_pairs(

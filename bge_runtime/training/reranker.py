@@ -213,6 +213,13 @@ class _Groups:
         return batch | {name: [row[name] for row in rows] for name in rows[0] if name not in (LINE, LABEL)}
 
 
+class _Trainer(CrossEncoderTrainer):
+    """The trainer, without statistics of the data for a model card, which is another here."""
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Add none."""
+
+
 def _check(spec: ModelSpec, data: TrainingData, settings: TrainingSettings, loss: str) -> None:
     if loss not in LOSSES:
         raise ConfigurationError(f"loss={loss!r} is not allowed. Use {', '.join(map(repr, LOSSES))}.")
@@ -307,14 +314,15 @@ def _trained(
     groups = max(min(settings.mini_batch_size // len(columns), settings.batch_size), 1)
     args.per_device_train_batch_size = groups
     args.gradient_accumulation_steps = max(settings.batch_size // groups, 1)
-    trainer = CrossEncoderTrainer(
-        model=model,
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        loss=loss,
-        evaluator=Score(lambda trained: _score(trained, pools)) if pools else None,
-        data_collator=_Groups(),  # type: ignore[arg-type]
-    )
+    with quiet():
+        trainer = _Trainer(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            loss=loss,
+            evaluator=Score(lambda trained: _score(trained, pools)) if pools else None,
+            data_collator=_Groups(),  # type: ignore[arg-type]
+        )
     trainer.model_accepts_loss_kwargs = False  # else the gradients of an accumulated step were summed, not averaged
     if settings.lora_rank is not None:
         trainer._load_from_checkpoint = partial(adapters.load_checkpoint, model)  # type: ignore[method-assign]

@@ -13,6 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from sentence_transformers.base.evaluation import BaseEvaluator
 from tqdm import tqdm
@@ -266,13 +267,16 @@ class _Bar(TrainerCallback):
 def quiet() -> Iterator[None]:
     """Keep the bars and lines of other libraries away: they tell of each file that is read or written."""
     before = {name: logging.getLogger(name).level for name in CHATTY}
-    bars = transformers_logging.is_progress_bar_enabled()
+    bars, own = transformers_logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
+        if not own:
+            datasets.enable_progress_bars()
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         for name, level in before.items():

@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-import tests.conftest  # noqa: F401 - the environment of the tests
+import tests.conftest
 from bge_runtime.training import runs, train_embedder, train_reranker
 from tests.checkpoints.hub_cache import build_hub_cache
 from tests.training.toys import quick, toy_data, toy_guard

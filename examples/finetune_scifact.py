@@ -47,7 +47,9 @@ def main() -> None:
     def told(step: str) -> None:
         print(f"[{(time.perf_counter() - started) / 60:5.1f} min] {step}", flush=True)
 
-    settings = TrainingSettings(epochs=3, negatives=1, learning_rate=5e-5, dropout=0.0, evaluations=2)
+    settings = TrainingSettings(
+        epochs=3, negatives=1, learning_rate=5e-5, dropout=0.0, evaluations=2, mini_batch_size=96
+    )
     data = TrainingData.read(scifact)
     report = check_data(scifact, model=asked.model, settings=settings, test=scifact)
     told(f"check: {report.examples} examples, {len(report.findings)} findings, guess {report.guess}")

@@ -173,7 +173,10 @@ def asking(model: Any) -> Callable[[str], str]:
 
 
 def _content(answer: Any) -> str:
-    return answer if isinstance(answer, str) else str(getattr(answer, "content", answer))
+    content = getattr(answer, "content", answer)
+    if isinstance(content, list):  # of blocks, those with a text
+        content = "".join(each if isinstance(each, str) else str(each.get("text", "")) for each in content)
+    return str(content)
 
 
 def _judgements(folder: Path, found: list[tuple[str, Passage]], documents: dict[str, str]) -> Judgements:

@@ -424,7 +424,7 @@ def _guess(
     rows = settings.epochs * sum(len(each.positives) for each in examples)
     if settings.max_steps is not None:
         rows = min(rows, settings.max_steps * settings.batch_size)
-    is_cached = loss == "contrastive" and settings.batch_size > settings.mini_batch_size
+    is_cached = loss == "contrastive" and settings.batch_size * (2 + beside) > settings.mini_batch_size
     at_once = settings.mini_batch_size if is_cached else settings.batch_size * (2 + beside)
     mean = (means[0] + (1 + beside) * means[1]) / (2 + beside)
     chance = random.Random(settings.seed)

@@ -162,7 +162,7 @@ def rows_of(data: TrainingData, settings: TrainingSettings, *, with_scores: bool
         settings: How many negatives, and the seed.
         with_scores: Whether a label holds the teacher's score of each text.
     """
-    others = [text for each in data.examples for text in each.positives]
+    others = list(dict.fromkeys(text for each in data.examples for text in each.positives))
     for at, example in enumerate(data.examples):
         negatives = list(example.negatives[: settings.negatives])
         scores = list(example.negative_scores[: settings.negatives])
@@ -174,8 +174,17 @@ def rows_of(data: TrainingData, settings: TrainingSettings, *, with_scores: bool
                 )
             chance = random.Random(f"{settings.seed} {example.query}")
             known = {*example.positives, *negatives}
-            free = [text for text in dict.fromkeys(others) if text not in known]
-            negatives += chance.sample(free, min(settings.negatives - len(negatives), len(free)))
+            # Of few texts some are taken twice: rows have the same columns.
+            free = [text for text in others if text not in known] or [
+                text for text in data.documents.values() if text not in known
+            ]
+            if not free:
+                raise InputError(
+                    f"{example.where or 'An example'} has {len(negatives)} negatives, and no other text is there to be "
+                    f"one. Pass negatives={len(negatives)}, or more documents."
+                )
+            missing = settings.negatives - len(negatives)
+            negatives += chance.sample(free, missing) if missing <= len(free) else chance.choices(free, k=missing)
         for number, positive in enumerate(example.positives):
             row: dict[str, Any] = {LINE: at, "query": example.query, "positive": positive}
             row |= {f"negative_{place}": text for place, text in enumerate(negatives, start=1)}
@@ -322,7 +331,8 @@ def _loss(
 ) -> torch.nn.Module:
     parts: list[torch.nn.Module] = []
     if name.startswith("contrastive"):
-        if settings.batch_size > settings.mini_batch_size:
+        # With its negatives, each question brings so many texts.
+        if settings.batch_size * (2 + settings.negatives) > settings.mini_batch_size:
             parts.append(
                 losses.CachedMultipleNegativesRankingLoss(
                     model, scale=1 / temperature, mini_batch_size=settings.mini_batch_size

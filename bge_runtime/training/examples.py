@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bge_runtime import ConfigurationError, InputError
+from bge_runtime import ConfigurationError, InputError, check_text
 from bge_runtime.evaluation.judgements import Judgements
 from bge_runtime.evaluation.sources import read_documents
 
@@ -21,6 +21,8 @@ __all__ = ["Example", "Problem", "TrainingData", "own_rows", "read_examples"]
 QUERIES = ("query", "anchor", "question")
 POSITIVES = ("pos", "positive", "context", "answer")
 NEGATIVES = ("neg", "negative")
+# Of a score that a float can hold.
+LARGEST = 1e300
 COLUMNS = (
     'Write {"query": "...", "pos": ["..."], "neg": ["..."]}; pos_scores, neg_scores, prompt and type may stand beside '
     "them, as FlagEmbedding has it."
@@ -119,16 +121,15 @@ class TrainingData:
             InputError: A line cannot be read; the message names it.
         """
         place = Path(path).expanduser()
-        documents = {} if corpus is None else read_documents(Path(corpus))
         if qrels is None and place.is_file() and place.suffix in (".jsonl", ".json") and (rows := own_rows(place)):
             problems: list[Problem] = []
             examples = tuple(read_examples(rows, problems.append))
             if problems:
                 more = f" ({len(problems) - 1} more lines have a problem)" if len(problems) > 1 else ""
                 raise InputError(f"{problems[0].where}: {problems[0].message}{more}")
+            documents = {} if corpus is None else read_documents(Path(corpus))
             return cls(name=place.stem, examples=examples, documents=documents)
-        judged = Judgements.read(place, split=split, corpus=None, qrels=qrels)
-        return cls.of(judged if not documents else replace(judged, documents=documents))
+        return cls.of(Judgements.read(place, split=split, corpus=corpus, qrels=qrels))
 
     @classmethod
     def of(cls, judged: Judgements) -> TrainingData:
@@ -210,7 +211,8 @@ def _example(row: Any, where: str, note: Callable[[Problem], None] | None) -> Ex
     positives = _texts(_first(row, POSITIVES), "pos")
     if not positives:
         raise InputError(f"has no positive: pos={_first(row, POSITIVES)!r}. {COLUMNS}")
-    more = [row[name] for name in sorted(row) if name.startswith("negative_") and name not in NEGATIVES]
+    numbered = [name for name in row if re.fullmatch(r"negative_\d+", name)]
+    more = [row[name] for name in sorted(numbered, key=lambda name: int(name.rpartition("_")[2]))]
     negatives = (*_texts(_first(row, NEGATIVES), "neg"), *(_text(each, "neg") for each in more))
     scores = {name: _scores(row, name, texts) for name, texts in (("pos_scores", positives), ("neg_scores", negatives))}
     if bool(scores["pos_scores"]) != bool(scores["neg_scores"]) and negatives:
@@ -242,7 +244,7 @@ def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"has {name}={value!r}. Write a text that is not empty.")
-    return value
+    return check_text(value)
 
 
 def _texts(value: Any, name: str) -> tuple[str, ...]:
@@ -259,7 +261,7 @@ def _scores(row: Mapping[str, Any], name: str, texts: Sequence[str]) -> tuple[fl
     if given is None or given == []:
         return ()
     are_numbers = isinstance(given, list) and all(
-        isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) for each in given
+        isinstance(each, int | float) and not isinstance(each, bool) and abs(each) < LARGEST for each in given
     )
     if not are_numbers or len(given) != len(texts):
         raise InputError(f"has {name}={given!r} for {len(texts)} texts. Write one finite number for each.")
@@ -277,10 +279,12 @@ def own_rows(path: Path) -> list[tuple[str, Any]]:
     if path.suffix == ".json":
         try:
             values = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path.name} is not JSON ({error}). {COLUMNS}") from error
+        if not isinstance(values, list):
+            return []
         rows = [(f"{path.name} item {at}", each) for at, each in enumerate(values, start=1)]
-        return rows if isinstance(values, list) and _is_own(rows) else []
+        return rows if _is_own(rows) else []
     rows = []
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
@@ -291,16 +295,20 @@ def own_rows(path: Path) -> list[tuple[str, Any]]:
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
+    except RecursionError:
+        return ValueError("nested too deeply")
     except ValueError as error:
         return error
 
 
 def _is_own(rows: Sequence[tuple[str, Any]]) -> bool:
-    """Whether a row that can be read is an example, and no judged question, which has `positives`."""
-    first = next((row for _, row in rows if isinstance(row, dict)), None)
-    if first is None:
+    """Whether some row is an example, and none a judged question, which has `positives`; or none can be read."""
+    found = [row for _, row in rows if isinstance(row, dict)]
+    if not found:
         return bool(rows)
-    return "positives" not in first and any(name in first for name in (*POSITIVES, *NEGATIVES))
+    return not any("positives" in row for row in found) and any(
+        name in row for row in found for name in (*POSITIVES, *NEGATIVES)
+    )
 
 
 def _row(example: Example) -> dict[str, Any]:

@@ -65,12 +65,17 @@ def hold_out(data: TrainingData, *, share: float = SHARE, seed: int = 0) -> Spli
     for group in groups:
         (unseen if len(unseen) + len(group) <= wanted else rest).extend(group)
     chance.shuffle(rest)
-    times = Counter(text for each in rest for text in each.positives)
-    seen: list[Example] = []
+    # By question: one in two lines is one question, and goes as a whole.
+    asked: dict[str, list[Example]] = defaultdict(list)
     for each in rest:
-        if len(seen) < wanted and all(times[text] > 1 for text in each.positives):
-            seen.append(each)
-            times.subtract(each.positives)
+        asked[each.query].append(each)
+    answers = {query: {text for each in found for text in each.positives} for query, found in asked.items()}
+    times = Counter(text for texts in answers.values() for text in texts)
+    seen: list[Example] = []
+    for query, found in asked.items():
+        if len(seen) + len(found) <= wanted and all(times[text] > 1 for text in answers[query]):
+            seen += found
+            times.subtract(answers[query])
     sets = {"unseen": unseen, "seen": seen}
     kept = {name: found if len(found) >= LEAST else [] for name, found in sets.items()}
     if not any(kept.values()):

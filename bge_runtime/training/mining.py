@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -73,8 +73,8 @@ def mine(
     """Find negatives for each example among the documents of its data.
 
     What a question's own positives say is never a negative, nor the question itself; of equal documents one counts. An
-    embedder with a vector cache, and rerankers with the same, make a run resumable: what was computed is not computed
-    again, and the choice is the same for the same seed.
+    embedder with a vector cache makes a run resumable: its vectors are not computed again, and the choice is the same
+    for the same seed.
 
     Args:
         data: Examples and documents; negatives that it has already are kept, and count.
@@ -105,6 +105,9 @@ def mine(
     count = 0
     found: list[list[tuple[str, float]]] = []
     lowest = []
+    answers: dict[str, set[str]] = defaultdict(set)
+    for example in data.examples:  # a question may stand in several lines
+        answers[example.query].update(example.positives)
     for at, example in enumerate(data.examples):
         outside = [text for text in example.positives if text not in place]
         known = [float(queries[at] @ vectors[place[text]]) for text in example.positives if text in place]
@@ -116,7 +119,16 @@ def mine(
             for row, score in zip(rows[at, ranks[0] - 1 :], scores[at, ranks[0] - 1 :], strict=True)
         ]
         count += len(candidates)
-        found.append(_filtered(candidates, example, limit, absolute_margin, relative_margin, dropped))
+        found.append(
+            _filtered(
+                candidates,
+                {*answers[example.query], *example.negatives, example.query},
+                limit,
+                absolute_margin,
+                relative_margin,
+                dropped,
+            )
+        )
     if reranker is not None:
         found = _judged(reranker, data.examples, found, dropped, show_progress)
     chosen = [
@@ -157,14 +169,13 @@ def _check(negatives: int, ranks: tuple[int, int], absolute: float | None, relat
 
 def _filtered(
     candidates: Sequence[tuple[str, float]],
-    example: Example,
+    known: set[str],
     limit: float,
     absolute: float | None,
     relative: float | None,
     dropped: Counter[str],
 ) -> list[tuple[str, float]]:
     kept = []
-    known = {*example.positives, *example.negatives, example.query}
     for text, score in candidates:
         if text in known:
             dropped["positives, the question itself, or negatives already"] += 1

@@ -24,8 +24,9 @@ class TrainingSettings:
         learning_rate: The highest, after the warm-up; it falls linearly to 0.
         warmup: Share of the steps in which it rises.
         negatives: How many negatives of each example are read, the first ones; 0 leaves those of the batch alone.
-        mini_batch_size: Texts in a forward pass. It bounds the memory, whatever `batch_size` is, and changes nothing
-            else: gradients are cached (arXiv:2101.06983).
+        mini_batch_size: Texts in a forward pass. With a contrastive loss it bounds the memory, whatever `batch_size`,
+            and changes nothing else: where a batch has more texts, gradients are cached (arXiv:2101.06983), for one
+            forward pass more.
         precision: Number format of the forward pass; weights and optimiser stay in float32.
         gradient_checkpointing: Compute activations twice, for less memory.
         lora_rank: Train adapters of this rank (arXiv:2106.09685), which are added to the weights at the end; `None`

@@ -110,7 +110,6 @@ def test_questions_that_share_a_document_through_others_stay_together():
     assert not positives(split.unseen).keys() & {each.query for each in split.training.examples}
 
 
-@pytest.mark.xfail(reason="a second line of the same question counts as another question")
 def test_a_question_in_two_lines_is_not_trained_on_and_measured():
     split = hold_out(data_of(*((f"q{at // 2}", f"p{at // 2}") for at in range(120))))
     asked = {each.query for each in split.training.examples}
@@ -118,7 +117,6 @@ def test_a_question_in_two_lines_is_not_trained_on_and_measured():
         assert not part.keys() & asked
 
 
-@pytest.mark.xfail(reason="a positive twice in a line counts as that of two questions")
 def test_a_positive_twice_in_a_line_is_no_second_question():
     split = hold_out(data_of(*((f"q{at}", f"p{at}", f"p{at}") for at in range(60))))
     assert split.seen is None

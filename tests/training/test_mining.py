@@ -72,7 +72,6 @@ def test_no_positive_nor_the_question_itself_is_ever_a_negative(embedder):
     assert mined.short == len(DATA.examples)
 
 
-@pytest.mark.xfail(reason="each line knows its own positives alone")
 def test_what_answers_the_question_in_another_line_is_no_negative(embedder):
     texts = ("The heart pumps blood through the body.", "Blood is pumped by the heart.", "Paris is in France.")
     examples = tuple(Example(query="what pumps blood?", positives=(text,)) for text in texts[:2])

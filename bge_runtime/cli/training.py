@@ -343,6 +343,57 @@ def train_query(
     )
 
 
+@train.command("retromae", epilog="Example: bge train retromae texts.jsonl --out pretrained")
+def train_retromae(
+    path: Annotated[Path, typer.Argument(help="JSON lines with `text`, or a folder of documents.")],
+    out: Out,
+    model: Model = DEFAULT_OFFLINE_MODEL,
+    encoder_rate: Annotated[float, typer.Option(help="Share of tokens that the encoder does not see.")] = 0.3,
+    decoder_rate: Annotated[float, typer.Option(help="Share of tokens that each place of the decoder does not.")] = 0.5,
+    epochs: Epochs = 1.0,
+    max_steps: MaxSteps = None,
+    batch_size: BatchSize = 32,
+    learning_rate: Rate = 2e-5,
+    mini_batch_size: MiniBatch = 32,
+    bf16: InBfloat16 = False,
+    dropout: Dropout = None,
+    seed: Seed = 0,
+    evaluations: Evaluations = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Pre-train an encoder on texts alone; the result is where `bge train embedder` starts from."""
+    from bge_runtime.training import TrainingSettings
+    from bge_runtime.training import train_retromae as trained
+
+    done = trained(
+        path,
+        out,
+        model=model,
+        settings=TrainingSettings(
+            epochs=epochs,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            mini_batch_size=mini_batch_size,
+            precision="bfloat16" if bf16 else "float32",
+            dropout=dropout,
+            seed=seed,
+            evaluations=evaluations,
+        ),
+        encoder_rate=encoder_rate,
+        decoder_rate=decoder_rate,
+        show_progress=on_terminal(),
+    )
+    if as_json:
+        print_json({"folder": str(done.folder), **done.report})
+        return
+    rates, held = done.report["mask_rates"], done.report["held_out"]
+    say(f"masked: encoder {rates['encoder']:.2f}, decoder {rates['decoder']:.2f}")
+    for name in held["before"]:
+        say(f"{name} on texts held out: {held['before'][name]:.4f} to {held['after'][name]:.4f}")
+    say(f"model: {done.folder}")
+
+
 def mix(
     models: Annotated[list[str], typer.Argument(help="Models of one architecture, by name or folder.")],
     out: Out,

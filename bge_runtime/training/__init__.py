@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bge_runtime.training.mixing import mix, weights_by_loss
     from bge_runtime.training.query import train_query
     from bge_runtime.training.reranker import train_reranker
-    from bge_runtime.training.retromae import train_retromae
+    from bge_runtime.training.retromae import Pretrained, train_retromae
     from bge_runtime.training.settings import TrainingSettings
 
 # Which module defines which names.
@@ -40,7 +40,7 @@ _NAMES = {
     "mixing": "mix weights_by_loss",
     "query": "train_query",
     "reranker": "train_reranker",
-    "retromae": "train_retromae",
+    "retromae": "Pretrained train_retromae",
     "settings": "TrainingSettings",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
@@ -52,6 +52,7 @@ __all__ = [
     "Gate",
     "Measured",
     "Mined",
+    "Pretrained",
     "Split",
     "Trained",
     "TrainingData",

@@ -10,6 +10,7 @@ import asyncio
 import copy
 import math
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,7 +117,7 @@ class RerankerContract:
 
     @pytest.mark.parametrize("normalize", [False, True])
     def test_a_calibrator_makes_probabilities_in_the_order_of_raw_scores(self, adapter, reranker, tmp_path, normalize):
-        made = calibrator_of(Reranker())
+        made = calibrator_of(adapter.make().subject.reranker)
         made.save(tmp_path / "calibrator.json")
         raw = np.asarray(reranker.scores(QUERY, DOCUMENTS))
         for given in (made, tmp_path / "calibrator.json", made.as_dict()):
@@ -125,7 +126,7 @@ class RerankerContract:
             assert [row[0] for row in calibrated.rank(QUERY, DOCUMENTS)] == list(np.argsort(-raw, kind="stable"))
 
     def test_a_threshold_beside_a_calibrator_is_a_probability(self, adapter, reranker):
-        made = calibrator_of(Reranker())
+        made = calibrator_of(adapter.make().subject.reranker)
         middle = float(np.median(reranker.scores(QUERY, DOCUMENTS)))
         calibrated = adapter.make(calibrator=made)
         kept = calibrated.rank(QUERY, DOCUMENTS, score_threshold=float(made.probabilities(middle)))
@@ -137,9 +138,11 @@ class RerankerContract:
     async def test_a_calibrator_of_another_scorer_is_refused_before_weights_load(
         self, adapter, hub_cache, fresh_store, options
     ):
-        calibrated = adapter.make(calibrator=calibrator_of(Reranker()), **options)
+        own = adapter.make().subject.reranker
+        calibrated = adapter.make(calibrator=calibrator_of(own), **options)
         (value,) = options.values()
-        wanted = rf"fitted on 'BAAI/bge-reranker-base'.*(float|512|bge-reranker-base)' there, .*{value}' here"
+        name = re.escape(own.model)
+        wanted = rf"fitted on '{name}'.*(float|512|{name})' there, .*{value}' here"
         with pytest.raises(bge_runtime.ConfigurationError, match=wanted):
             calibrated.rank(QUERY, DOCUMENTS)
         with pytest.raises(bge_runtime.ConfigurationError, match=wanted):
@@ -147,14 +150,14 @@ class RerankerContract:
         assert len(bge_runtime.loaded_models()) == 0
 
     def test_a_calibrator_goes_along_in_pickles_and_copies(self, adapter, hub_cache):
-        calibrated = adapter.make(calibrator=calibrator_of(Reranker()))
+        calibrated = adapter.make(calibrator=calibrator_of(adapter.make().subject.reranker))
         expected = calibrated.rank(QUERY, DOCUMENTS)
         for copied in (pickle.loads(pickle.dumps(calibrated.subject)), copy.deepcopy(calibrated.subject)):
             assert_same_ranking(adapter(copied).rank(QUERY, DOCUMENTS), expected)
 
     def test_a_calibrators_file_that_was_edited_is_refused_at_construction(self, adapter, hub_cache, tmp_path):
         file = tmp_path / "calibrator.json"
-        calibrator_of(Reranker()).save(file)
+        calibrator_of(adapter.make().subject.reranker).save(file)
         file.write_text(file.read_text().replace('"slope": 2.0', '"slope": 3.0'))
         with pytest.raises(bge_runtime.ConfigurationError, match="was changed after it was saved"):
             adapter.make(calibrator=file)

@@ -105,7 +105,9 @@ def test_a_grid_runs_every_combination_once_and_goes_on_where_it_was_cut_off(dat
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_each_precision_and_backend_computes_its_own_vectors_whatever_the_cache_holds(data, tmp_path, in_memory, hub_cache):
+def test_each_precision_and_backend_computes_its_own_vectors_whatever_the_cache_holds(
+    data, tmp_path, in_memory, hub_cache
+):
     cache = VectorCache(None if in_memory else tmp_path / "vectors.sqlite")
     axes = parse_axes(["precision=float32,bfloat16", "backend=auto,torch"])
     found = compare("BAAI/bge-small-en-v1.5", data, axes, vector_cache=cache)

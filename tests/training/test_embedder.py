@@ -61,6 +61,7 @@ def test_the_card_and_the_report_say_how_it_came_about(tuned):
     assert not tuned.folder.with_name("model.run").exists()
 
 
+@pytest.mark.slow
 def test_the_same_seed_learns_the_same_and_another_does_not(tmp_path):
     first, again, other = (
         trained(tmp_path / str(number), settings=quick(seed=seed, dropout=None))
@@ -79,8 +80,8 @@ def test_the_same_seed_learns_the_same_and_another_does_not(tmp_path):
         {"loss": "kl", "settings": quick(negatives=3)},
         {"loss": "margin_mse", "settings": quick(negatives=3)},
         {"loss": "contrastive_kl", "settings": quick(negatives=2)},
-        {"settings": quick(gradient_checkpointing=True)},
-        {"settings": quick(precision="bfloat16")},
+        pytest.param({"settings": quick(gradient_checkpointing=True)}, marks=pytest.mark.slow),
+        pytest.param({"settings": quick(precision="bfloat16")}, marks=pytest.mark.slow),
     ],
     ids=lambda options: " ".join(f"{each}" for each in options),
 )

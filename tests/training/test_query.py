@@ -77,6 +77,7 @@ def test_the_report_says_what_was_tried_and_taken(mapped):
     assert mapped[1] < 60
 
 
+@pytest.mark.slow
 def test_data_that_teaches_nothing_hands_no_model_over(cache, tmp_path):
     for seed in range(5):
         data = toy_data(180)

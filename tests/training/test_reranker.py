@@ -42,6 +42,7 @@ def test_each_loss_moves_the_scores_and_hands_over_a_reranker(tmp_path, loss, hu
     assert np.abs(own.score("a cat", ["a dog", "a house"]) - base.score("a cat", ["a dog", "a house"])).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_an_embedder_gets_a_head_and_learns_to_rerank(tmp_path, hub_cache):
     done = trained(tmp_path / "out", model=EMBEDDER, settings=quick(negatives=3, max_steps=25))
     assert Reranker(str(done.folder)).method == "cross_encoder"
@@ -66,6 +67,7 @@ def test_negatives_are_those_of_the_embedder_that_it_stands_behind(tmp_path, hub
     assert done.report["data"]["digest"] != done.report["given"]
 
 
+@pytest.mark.slow
 def test_groups_are_accumulated_to_the_batch_that_was_asked_for(tmp_path, hub_cache):
     whole = trained(tmp_path / "whole")
     parts = trained(tmp_path / "parts", settings=quick(negatives=3, mini_batch_size=8))

@@ -127,6 +127,7 @@ def test_training_for_retrieval_starts_from_it(pretrained, tmp_path):
 
 
 @pytest.mark.parametrize("base", ["bert"], indirect=True)
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(pretrained, base, tmp_path):
     out = tmp_path / "model"
     ended = subprocess.run(
@@ -150,6 +151,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(pretrained, base, tmp_path):
     assert resumed.report["held_out"]["after"] == pytest.approx(pretrained.report["held_out"]["after"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_losses_from_a_list_and_from_json_lines(small, tmp_path):
     file = tmp_path / "texts.jsonl"
     rows = [{"text": text} for text in TEXTS[:60]]

@@ -338,7 +338,7 @@ def _model(reranker: Reranker) -> CrossEncoder:
     given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": not spec.pickled_weights}
     with quiet():
         if spec.score == "logit":
-            return CrossEncoder(
+            whole: CrossEncoder = CrossEncoder(
                 folder,
                 device="cpu",
                 num_labels=1,
@@ -347,11 +347,13 @@ def _model(reranker: Reranker) -> CrossEncoder:
                 activation_fn=torch.nn.Identity(),
                 model_kwargs=given,
             )
+            return whole
         body = Transformer(folder, transformer_task="text-generation", model_kwargs={**given, "local_files_only": True})
         answer = body.tokenizer.encode(ANSWER, add_special_tokens=False)[0]
-        return CrossEncoder(
+        built: CrossEncoder = CrossEncoder(
             modules=[body, LogitScore(true_token_id=answer)], device="cpu", activation_fn=torch.nn.Identity()
         )
+        return built
 
 
 def _score(model: CrossEncoder, pools: Mapping[str, tuple[Judgements, Mapping[str, Sequence[str]]]]) -> float:

@@ -31,8 +31,8 @@ class TrainingSettings:
         gradient_checkpointing: Compute activations twice, for less memory.
         lora_rank: Train adapters of this rank (arXiv:2106.09685), which are added to the weights at the end; `None`
             trains all weights.
-        dropout: Share of activations that is dropped; `None` is the model's own. Drawing the random numbers is half of
-            the work on a CPU: 0 is twice as fast there.
+        dropout: Share of activations that is dropped; `None` is the model's own. Drawing the random numbers is a third
+            of the work on a CPU, which 0 saves.
         seed: Of order, dropout and initialisation.
         evaluations: How often the development score is measured, which picks the checkpoint.
         patience: Stop after so many measurements without a better one; `None` never does.

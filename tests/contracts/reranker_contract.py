@@ -46,6 +46,12 @@ def assert_same_ranking(left: list[RankedRow], right: list[RankedRow]) -> None:
     assert_close([score for _, score in left], [score for _, score in right])
 
 
+def own_of(adapter: type[RerankerAdapter]) -> Reranker:
+    """The runtime's reranker of the model that an adapter takes by itself."""
+    subject = adapter.make().subject
+    return subject if isinstance(subject, Reranker) else subject.reranker
+
+
 def calibrator_of(reranker: Reranker) -> ScoreCalibrator:
     """A calibrator of that reranker's scores that parts those of the seeded checkpoints."""
     identity, words = score_facts(reranker)
@@ -117,7 +123,7 @@ class RerankerContract:
 
     @pytest.mark.parametrize("normalize", [False, True])
     def test_a_calibrator_makes_probabilities_in_the_order_of_raw_scores(self, adapter, reranker, tmp_path, normalize):
-        made = calibrator_of(adapter.make().subject.reranker)
+        made = calibrator_of(own_of(adapter))
         made.save(tmp_path / "calibrator.json")
         raw = np.asarray(reranker.scores(QUERY, DOCUMENTS))
         for given in (made, tmp_path / "calibrator.json", made.as_dict()):
@@ -126,7 +132,7 @@ class RerankerContract:
             assert [row[0] for row in calibrated.rank(QUERY, DOCUMENTS)] == list(np.argsort(-raw, kind="stable"))
 
     def test_a_threshold_beside_a_calibrator_is_a_probability(self, adapter, reranker):
-        made = calibrator_of(adapter.make().subject.reranker)
+        made = calibrator_of(own_of(adapter))
         middle = float(np.median(reranker.scores(QUERY, DOCUMENTS)))
         calibrated = adapter.make(calibrator=made)
         kept = calibrated.rank(QUERY, DOCUMENTS, score_threshold=float(made.probabilities(middle)))
@@ -138,7 +144,7 @@ class RerankerContract:
     async def test_a_calibrator_of_another_scorer_is_refused_before_weights_load(
         self, adapter, hub_cache, fresh_store, options
     ):
-        own = adapter.make().subject.reranker
+        own = own_of(adapter)
         calibrated = adapter.make(calibrator=calibrator_of(own), **options)
         (value,) = options.values()
         name = re.escape(own.model)
@@ -150,14 +156,14 @@ class RerankerContract:
         assert len(bge_runtime.loaded_models()) == 0
 
     def test_a_calibrator_goes_along_in_pickles_and_copies(self, adapter, hub_cache):
-        calibrated = adapter.make(calibrator=calibrator_of(adapter.make().subject.reranker))
+        calibrated = adapter.make(calibrator=calibrator_of(own_of(adapter)))
         expected = calibrated.rank(QUERY, DOCUMENTS)
         for copied in (pickle.loads(pickle.dumps(calibrated.subject)), copy.deepcopy(calibrated.subject)):
             assert_same_ranking(adapter(copied).rank(QUERY, DOCUMENTS), expected)
 
     def test_a_calibrators_file_that_was_edited_is_refused_at_construction(self, adapter, hub_cache, tmp_path):
         file = tmp_path / "calibrator.json"
-        calibrator_of(adapter.make().subject.reranker).save(file)
+        calibrator_of(own_of(adapter)).save(file)
         file.write_text(file.read_text().replace('"slope": 2.0', '"slope": 3.0'))
         with pytest.raises(bge_runtime.ConfigurationError, match="was changed after it was saved"):
             adapter.make(calibrator=file)

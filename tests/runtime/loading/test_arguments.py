@@ -120,7 +120,7 @@ def test_download_checks_its_arguments_before_it_asks_anybody(option, value):
         bge_runtime.download("BAAI/bge-m3", **{option: value})
 
 
-OPTIONAL = {"package": [type(None)], "outputs": [list], "languages": [list]}
+OPTIONAL = {"package": [type(None)], "outputs": [list], "languages": [list], "temperature": [int]}
 
 
 @pytest.mark.parametrize("value", [None, 5, {"a": 1}, b"x", True, object()], ids=lambda value: type(value).__name__)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bge_runtime import DEFAULT_OFFLINE_MODEL, ConfigurationError, Embedder, Reranker, VectorCache
+import bge_runtime
+from bge_runtime import DEFAULT_OFFLINE_MODEL, ConfigurationError
 from bge_runtime.cli.output import AsJson, Corpus, Qrels, VectorsDir, on_terminal, print_json, print_table, say
-from bge_runtime.search.index import default_cache_folder
 
 if TYPE_CHECKING:
     from bge_runtime.training.examples import TrainingData
@@ -130,14 +130,14 @@ def mine(
 
     found = mined_of(
         _read(path, split, corpus, qrels),
-        Embedder(model, vector_cache=_cache(cache_dir), truncation="silent"),
+        bge_runtime.Embedder(model, vector_cache=_cache(cache_dir), truncation="silent"),
         negatives=negatives,
         ranks=(first, last),
         absolute_margin=absolute_margin,
         relative_margin=relative_margin,
         choose="random" if at_random else "top",
-        reranker=None if reranker is None else Reranker(reranker, normalize=False, truncation="silent"),
-        teacher=None if teacher is None else Reranker(teacher, normalize=False, truncation="silent"),
+        reranker=None if reranker is None else bge_runtime.Reranker(reranker, normalize=False, truncation="silent"),
+        teacher=None if teacher is None else bge_runtime.Reranker(teacher, normalize=False, truncation="silent"),
         seed=seed,
         show_progress=on_terminal(),
     )
@@ -208,7 +208,9 @@ def train_embedder(
         evaluations=evaluations,
         patience=patience,
     )
-    embedder = Embedder(model, query_instruction=query_instruction, max_length=max_length, truncation="silent")
+    embedder = bge_runtime.Embedder(
+        model, query_instruction=query_instruction, max_length=max_length, truncation="silent"
+    )
     _finish(
         lambda: trained(
             examples,
@@ -287,7 +289,7 @@ def train_reranker(
         lambda: trained(
             examples,
             out,
-            model=Reranker(model, max_length=max_length, truncation="silent"),
+            model=bge_runtime.Reranker(model, max_length=max_length, truncation="silent"),
             embedder=embedder,
             settings=settings,
             loss=loss.value,
@@ -467,7 +469,9 @@ def _guard(path: Path | None) -> Any:
     return None if path is None else Judgements.read(path)
 
 
-def _cache(folder: Path | None) -> VectorCache:
+def _cache(folder: Path | None) -> bge_runtime.VectorCache:
+    from bge_runtime.search.index import default_cache_folder
+
     place = (folder or default_cache_folder()) / "evaluation"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -475,7 +479,7 @@ def _cache(folder: Path | None) -> VectorCache:
         raise ConfigurationError(
             f"{str(place)!r} cannot be made ({error.strerror or error}). Name one that you may write to: --cache-dir."
         ) from error
-    return VectorCache(place / "vectors.sqlite")
+    return bge_runtime.VectorCache(place / "vectors.sqlite")
 
 
 def _numbers(given: str, option: str, kind: Callable[[str], Any] = int) -> tuple[Any, ...]:

@@ -8,6 +8,11 @@ from bge_runtime.training import Trained, train_embedder
 from tests.training.toys import quick, toy_data, toy_guard
 
 
+@pytest.fixture(autouse=True)
+def _seeded_models(hub_cache) -> None:
+    """Each test can stand alone: the models that it names are there."""
+
+
 @pytest.fixture(scope="session")
 def tuned(hub_cache, tmp_path_factory) -> Trained:
     """A seeded bge-small-en-v1.5 that was trained for a few steps."""

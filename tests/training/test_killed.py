@@ -19,6 +19,7 @@ def train(out, kind, step):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # five processes, each of which imports torch
 @pytest.mark.parametrize("kind", ["embedder", "reranker", "lora"])
 def test_killed_at_three_steps_it_ends_as_if_it_had_not_been(tmp_path, kind):
     whole = train(tmp_path / "whole", kind, 0)
@@ -32,7 +33,6 @@ def test_killed_at_three_steps_it_ends_as_if_it_had_not_been(tmp_path, kind):
     assert max(np.abs(first[name] - other[name]).max() for name in first) < 1e-5
     told = [json.loads((tmp_path / name / "training.json").read_text())["history"] for name in ("whole", "cut")]
     assert [step for step, _ in told[1]["losses"]] == list(range(1, 10))
-    assert told[0]["losses"] == pytest.approx(told[1]["losses"], abs=1e-5)
-    assert [score for _, score in told[0]["scores"]] == pytest.approx(
-        [score for _, score in told[1]["scores"]], abs=1e-3
-    )
+    for name, allowed in (("losses", 1e-5), ("scores", 1e-3)):
+        values = [[value for _, value in each[name]] for each in told]
+        assert values[0] == pytest.approx(values[1], abs=allowed)

@@ -36,7 +36,7 @@ from bge_runtime.training.reading import LABEL, LINE, Columns, Texts, pad_id
 from bge_runtime.training.runs import History, Score, arguments, quiet, run
 from bge_runtime.training.settings import TrainingSettings
 
-__all__ = ["Loss", "rows_of", "train_embedder"]
+__all__ = ["Loss", "model_to_train", "pool_of", "rows_of", "save_model", "set_dropout", "train_embedder"]
 
 Loss = Literal["contrastive", "kl", "margin_mse", "contrastive_kl"]
 LOSSES = ("contrastive", "kl", "margin_mse", "contrastive_kl")
@@ -133,7 +133,7 @@ def train_embedder(
         folder=workplace.checkpoints,
         show_progress=show_progress,
     )
-    candidate = workplace.candidate(lambda folder: _save(trained, folder, reference))
+    candidate = workplace.candidate(lambda folder: save_model(trained, folder, reference))
     result = Embedder(str(candidate), vector_cache=cache, truncation="silent", device=embedder.options()["device"])
     gate = pass_gate(
         before,
@@ -404,7 +404,8 @@ def _encoded(model: SentenceTransformer, texts: Texts, given: Sequence[str], rol
     return np.stack(vectors)
 
 
-def _save(model: SentenceTransformer, folder: Path, embedder: Embedder) -> None:
+def save_model(model: SentenceTransformer, folder: Path, embedder: Embedder) -> None:
+    """Write a trained model's folder: weights, prompts and pooling, the embedder's tokenizer, and its row."""
     spec = embedder.spec
     head, tail = spec.query_format.split("{text}", 1)
     if not tail:  # sentence-transformers itself can only put words before a text
@@ -420,4 +421,6 @@ def _save(model: SentenceTransformer, folder: Path, embedder: Embedder) -> None:
         max_length=embedder.max_length,
         query_instruction=embedder.query_instruction,
         document_instruction=embedder.document_instruction,
+        # Heads beside the weights were trained for states that the model no longer gives.
+        outputs=["dense"],
     )

@@ -87,10 +87,12 @@ class TrainingData:
         """Check that there is something to learn from; without documents, take the examples' texts.
 
         Raises:
-            InputError: There are no examples.
+            InputError: There are no examples, or one has no positive or an empty text.
         """
         if not self.examples:
             raise InputError(f"{self.name!r} has no example to learn from. {COLUMNS}")
+        for number, each in enumerate(self.examples, start=1):
+            _check_texts(each, each.where or f"example {number} of {self.name!r}")
         if not self.documents:
             texts = dict.fromkeys(text for each in self.examples for text in (*each.positives, *each.negatives))
             object.__setattr__(self, "documents", {f"d{at}": text for at, text in enumerate(texts, start=1)})
@@ -183,6 +185,19 @@ class TrainingData:
             raise ConfigurationError(
                 f"{os.fspath(path)!r} cannot be written ({error.strerror or error}). Name another file."
             ) from error
+
+
+def _check_texts(example: Example, where: str) -> None:
+    """Refuse an example whose texts are none, or that has no positive.
+
+    Raises:
+        InputError: Names it.
+    """
+    if not example.positives:
+        raise InputError(f"{where} has no positive. {COLUMNS}")
+    for text in (example.query, *example.positives, *example.negatives):
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{where} has the text {text!r}. Write a text that is not empty.")
 
 
 def read_examples(

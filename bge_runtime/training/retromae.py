@@ -20,11 +20,11 @@ from bge_runtime import ConfigurationError, Embedder, InputError, UnsupportedMod
 from bge_runtime.evaluation.evaluation import versions, write_whole
 from bge_runtime.evaluation.sources import read_folder
 from bge_runtime.search.splitting import Splitter
-from bge_runtime.training.embedder import model_to_train, set_dropout
-from bge_runtime.training.folders import ROW, TOLD, Workplace, copy_tokenizer, write_row
+from bge_runtime.training.embedder import model_to_train, save_model, set_dropout
+from bge_runtime.training.folders import ROW, TOLD, Workplace
 from bge_runtime.training.reading import LINE
 from bge_runtime.training.retromae_model import ARCHITECTURES, IGNORED, Collator, RetroMAE
-from bge_runtime.training.runs import arguments, quiet, run
+from bge_runtime.training.runs import arguments, run
 from bge_runtime.training.settings import TrainingSettings
 
 __all__ = ["Pretrained", "train_retromae"]
@@ -360,24 +360,7 @@ def _save(model: Any, folder: Path, embedder: Embedder) -> None:
     """Write the encoder as sentence-transformers holds it, with the pooling that the model came with."""
     whole = model_to_train(embedder)
     whole[0].model = model.encoder.cpu()
-    spec = embedder.spec
-    head, tail = spec.query_format.split("{text}", 1)
-    if not tail:  # sentence-transformers itself can only put words before a text
-        head = head.replace("{instruction}", embedder.query_instruction) if embedder.query_instruction else ""
-        whole.prompts = {"query": head, "document": embedder.document_instruction}
-    with quiet():
-        whole.save_pretrained(str(folder), create_model_card=False)
-    copy_tokenizer(embedder.source.folder, folder)
-    write_row(
-        spec,
-        folder,
-        normalize=embedder.normalize,
-        max_length=embedder.max_length,
-        query_instruction=embedder.query_instruction,
-        document_instruction=embedder.document_instruction,
-        # Heads beside the weights were trained for states that the encoder no longer gives.
-        outputs=["dense"],
-    )
+    save_model(whole, folder, embedder)
 
 
 def _finish(workplace: Workplace, candidate: Path, report: Mapping[str, Any], picture: bytes) -> Pretrained:

@@ -106,7 +106,9 @@ def test_a_file_without_a_line_that_can_be_used_is_reported(tmp_path):
 
 
 def test_examples_made_by_hand_go_through_the_same_checks():
-    report = check_data(data_of({"query": "", "positives": ("x",)}, {"query": "q", "positives": ("x",)}))
+    report = check_data(
+        data_of({"query": "p", "positives": ("x",), "negatives": ("x",)}, {"query": "q", "positives": ("x",)})
+    )
     assert report.examples == 1
     assert places(report, "unusable") == ["example 1"]
 

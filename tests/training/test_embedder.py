@@ -40,6 +40,14 @@ def test_the_folder_alone_says_all_that_the_model_needs(tuned):
     assert not np.allclose(own.encode_documents(["a cat"]), Embedder(MODEL).encode_documents(["a cat"]), atol=1e-3)
 
 
+def test_a_tuned_bge_m3_says_that_its_heads_are_gone(tmp_path):
+    done = trained(tmp_path / "out", model="BAAI/bge-m3", settings=quick(max_steps=1, evaluations=1))
+    own = Embedder(str(done.folder))
+    assert own.spec.outputs == ("dense",)
+    with pytest.raises(ConfigurationError, match="has no output 'sparse'"):
+        own.encode_sparse(["a cat"])
+
+
 def test_plain_sentence_transformers_gives_the_same_vectors_of_it(tuned):
     from sentence_transformers import SentenceTransformer
 

@@ -304,3 +304,17 @@ def test_negatives_in_columns_come_in_the_order_of_their_numbers(tmp_path):
 def test_lines_that_python_itself_gives_up_on_are_named(tmp_path, row):
     with pytest.raises(InputError, match=r"^train\.jsonl line 2: "):
         TrainingData.read(write(tmp_path, "train.jsonl", lines({"query": "q", "pos": ["p"]}, row)))
+
+
+@pytest.mark.parametrize("text", [None, 5, "", "  "], ids=repr)
+@pytest.mark.parametrize("place", ["query", "positives", "negatives"])
+def test_an_example_made_by_hand_is_checked_like_one_that_was_read(place, text):
+    given = {"query": "q", "positives": ("p",), "negatives": ("n",)}
+    given[place] = text if place == "query" else ("x", text)
+    with pytest.raises(InputError, match=r"example 1 of 'few' has the text"):
+        TrainingData(name="few", examples=(Example(**given),))
+
+
+def test_an_example_without_a_positive_is_none():
+    with pytest.raises(InputError, match=r"example 1 of 'few' has no positive"):
+        TrainingData(name="few", examples=(Example(query="q", positives=()),))

@@ -160,6 +160,9 @@ def train_embedder(
     out: Out,
     model: Model = DEFAULT_OFFLINE_MODEL,
     loss: EmbedderLoss = EmbedderLoss.CONTRASTIVE,
+    outputs: Annotated[
+        str, typer.Option(help="Of bge-m3: which heads learn together, as dense,sparse,multi_vector.")
+    ] = "dense",
     query_instruction: Annotated[str | None, typer.Option(help="Instead of the model's own; '' for none.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Instead of the model's own.")] = None,
@@ -218,6 +221,7 @@ def train_embedder(
             model=embedder,
             settings=settings,
             loss=loss.value,
+            outputs=[each.strip() for each in outputs.split(",")],
             temperature=temperature,
             teacher_temperature=teacher_temperature,
             matryoshka=_numbers(matryoshka, "--matryoshka"),

@@ -25,7 +25,7 @@ from bge_runtime.evaluation.judging import Hit
 from bge_runtime.search.sections import Section
 from bge_runtime.search.splitting import Splitter
 
-__all__ = ["Costs", "ModelSubject", "Subject", "subject_of"]
+__all__ = ["Costs", "ModelSubject", "Subject", "score_pairs", "subject_of"]
 
 LANGCHAIN_RETRIEVER = "langchain_core.retrievers.BaseRetriever"
 LANGCHAIN_STORE = "langchain_core.vectorstores.base.VectorStore"
@@ -304,33 +304,17 @@ class ModelSubject:
         first = {query: found[: self._depth] for query, found in hits.items()}
         pairs = [(texts[query], hit.text) for query, found in first.items() for hit in found]
         started = time.perf_counter()
-        scores = iter(self._scores(reranker, pairs))
+        found, computed = score_pairs(reranker, pairs, self._cache, show_progress=self._show_progress)
+        scores = iter(found)
         ordered = {}
         for query, found in first.items():
             scored = [Hit(ids=hit.ids, score=float(next(scores)), text=hit.text) for hit in found]
             ordered[query] = sorted(scored, key=lambda hit: -hit.score)
+        if computed * 2 < len(pairs):  # the cache was read, for the most part
+            self.costs.rerank_ms = None
         if self.costs.rerank_ms is not None:
             self.costs.rerank_ms = (time.perf_counter() - started) / max(len(first), 1) * 1e3
         return ordered
-
-    def _scores(self, reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> Vectors:
-        """Return the score of each pair; those that the cache knows are not computed."""
-        if self._cache is None:
-            return reranker.score_pairs(pairs, show_progress=self._show_progress)
-        identity = f"score {reranker.identity}"
-        keys = [f"{len(query)} {query}{document}" for query, document in pairs]
-        known = self._cache.get(identity, keys)
-        missing = [at for at, score in enumerate(known) if score is None or score.shape != (1,)]
-        if missing:
-            computed = reranker.score_pairs([pairs[at] for at in missing], show_progress=self._show_progress)
-            self._cache.put(
-                identity, [keys[at] for at in missing], [computed[at : at + 1] for at in range(len(missing))]
-            )
-            for at, score in zip(missing, computed, strict=True):
-                known[at] = np.array([score], np.float32)
-        if len(missing) * 2 < len(pairs):
-            self.costs.rerank_ms = None
-        return np.concatenate([*(each for each in known if each is not None), np.empty(0, np.float32)])
 
 
 class FrameworkSubject:
@@ -441,6 +425,39 @@ def _framework_call(given: Any) -> Callable[[str, int], Iterable[Any]] | None:
         bundle = sys.modules["llama_index.core.schema"].QueryBundle
         return lambda question, top_k: given.retrieve(bundle(question))
     return None
+
+
+def score_pairs(
+    reranker: Reranker, pairs: Sequence[tuple[str, str]], cache: VectorCache | None, *, show_progress: bool = False
+) -> tuple[Vectors, int]:
+    """Score pairs; those that the cache knows are not computed, and it learns the others while they are.
+
+    Args:
+        reranker: Scores.
+        pairs: Query and document.
+        cache: Remembers scores; a run that is cut off and started again has those of all whole windows.
+        show_progress: Whether to show progress on standard error.
+
+    Returns:
+        Scores, float32 in the order of the pairs, and how many were computed.
+    """
+    if cache is None:
+        return reranker.score_pairs(pairs, show_progress=show_progress), len(pairs)
+    identity = f"score {reranker.identity}"
+    keys = [f"{len(query)} {query}{document}" for query, document in pairs]
+    known = cache.get(identity, keys)
+    missing = [at for at, score in enumerate(known) if score is None or score.shape != (1,)]
+    with _progress(len(missing), "pairs", show_progress) as told:
+        for start in range(0, len(missing), WINDOW):
+            window = missing[start : start + WINDOW]
+            computed = reranker.score_pairs([pairs[at] for at in window], show_progress=False)
+            rows = [computed[at : at + 1] for at in range(len(window))]
+            cache.put(identity, [keys[at] for at in window], rows)
+            for at, row in zip(window, rows, strict=True):
+                known[at] = row
+            told(len(window))
+    scores = np.array([float(each[0]) for each in known if each is not None], np.float32)
+    return scores, len(missing)
 
 
 @contextmanager

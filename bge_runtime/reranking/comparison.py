@@ -55,8 +55,8 @@ def check_weights(mode: Mode | None, weights: Sequence[float] | None) -> Weights
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def check_mode(spec: ModelSpec, mode: Mode | None) -> None:
-    """Refuse a mode that the model has no output for.
+def check_mode(spec: ModelSpec, mode: Mode | None, weights: Weights = DEFAULT_WEIGHTS) -> None:
+    """Refuse a mode that the model has no output for; in `hybrid`, outputs without weight are not needed.
 
     Raises:
         ConfigurationError: Names the outputs that it has.
@@ -65,7 +65,10 @@ def check_mode(spec: ModelSpec, mode: Mode | None) -> None:
         return
     if spec.kind != "embedder":
         raise ConfigurationError(f"mode={mode!r} is for embedders; {spec.id!r} scores pairs itself. Leave it out.")
-    if mode != "multi_vector" and not {"sparse", "multi_vector"} <= set(spec.outputs):
+    shares = dict(zip(("dense", "sparse", "multi_vector"), weights, strict=True))
+    needed = {name for name, share in shares.items() if share} if mode == "hybrid" else {mode}
+    has_heads = len(spec.outputs) > 1
+    if mode != "multi_vector" and not (has_heads and needed <= set(spec.outputs)):
         raise ConfigurationError(
             f"mode={mode!r} needs a model with trained heads, such as 'BAAI/bge-m3'; {spec.id!r} has the outputs "
             f"{', '.join(map(repr, spec.outputs))}. Use mode='multi_vector', which compares the vectors of its tokens."

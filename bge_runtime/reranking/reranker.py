@@ -427,7 +427,7 @@ class Reranker(Model):
         if spec.kind not in ("reranker", "embedder"):
             raise ConfigurationError(f"{self.model!r} is a {spec.kind} model. Use a reranker or an embedder.")
         self._llm.check(spec, self.model)
-        check_mode(spec, self._mode)
+        check_mode(spec, self._mode, self._weights)
         if self._token_pooling > 1 and spec.kind != "embedder":
             raise ConfigurationError(
                 f"token_pooling={self._token_pooling} is for late interaction, and {spec.id!r} is a cross-encoder, "

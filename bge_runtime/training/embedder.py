@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.util import pairwise_cos_sim
 
-from bge_runtime import ConfigurationError, Embedder, InputError, VectorCache
+from bge_runtime import ConfigurationError, Embedder, InputError, Reranker, VectorCache
 from bge_runtime.evaluation.exact import search
 from bge_runtime.evaluation.judgements import Judgements
 from bge_runtime.evaluation.metrics import measure
@@ -31,6 +31,16 @@ from bge_runtime.training import adapters
 from bge_runtime.training.examples import TrainingData
 from bge_runtime.training.folders import Trained, Workplace, copy_tokenizer, write_row
 from bge_runtime.training.gate import METRIC, TOLERANCE, check_tolerance, general_questions, measure_with, pass_gate
+from bge_runtime.training.heads import (
+    GATE_WEIGHTS,
+    OUTPUTS,
+    HeadsLoss,
+    add_heads,
+    load_checkpoint,
+    read,
+    take_heads,
+    weighted,
+)
 from bge_runtime.training.holding_out import SHARE, hold_out
 from bge_runtime.training.reading import LABEL, LINE, Columns, Texts, pad_id
 from bge_runtime.training.runs import History, Score, arguments, quiet, run
@@ -38,6 +48,7 @@ from bge_runtime.training.settings import TrainingSettings
 
 __all__ = ["Loss", "model_to_train", "pool_of", "rows_of", "save_model", "set_dropout", "train_embedder"]
 
+Output = Literal["dense", "sparse", "multi_vector"]
 Loss = Literal["contrastive", "kl", "margin_mse", "contrastive_kl"]
 LOSSES = ("contrastive", "kl", "margin_mse", "contrastive_kl")
 # Candidates of each development question that the score between epochs is taken over, beside its positives.
@@ -52,6 +63,7 @@ def train_embedder(
     model: Embedder | str,
     settings: TrainingSettings | None = None,
     loss: Loss = "contrastive",
+    outputs: Sequence[Output] = ("dense",),
     temperature: float | None = None,
     teacher_temperature: float | None = None,
     matryoshka: Sequence[int] = (),
@@ -78,7 +90,11 @@ def train_embedder(
         loss: `contrastive` is InfoNCE over the negatives of the batch and the example's own; `kl` and `margin_mse`
             learn a teacher's scores, which the examples carry (`mine(teacher=...)`); `contrastive_kl` is the sum of
             two, as FlagEmbedding does it.
-        temperature: By which cosines are divided; `None` takes the model's own from the table.
+        outputs: Of a model with heads (bge-m3), those that learn, together: `dense`, `sparse`, `multi_vector`, each
+            taught by the sum of all (arXiv:2402.03216). The others do not fit the new states, and the result has
+            them no more. With more than `dense`, a whole batch is in memory at once, and development set and gate are
+            scored by the weighted sum.
+        temperature: By which scores are divided; `None` takes the model's own from the table.
         teacher_temperature: The same for the teacher's scores; `None` is 1 for a reranker's logits.
         matryoshka: Leading dimensions that are to work by themselves, such as (256, 128) (arXiv:2205.13147).
         share: How many questions each of the two development sets gets.
@@ -97,6 +113,7 @@ def train_embedder(
     embedder = model if isinstance(model, Embedder) else Embedder(model, truncation="silent")
     check_tolerance(tolerance)
     _check(embedder, data, chosen, loss, temperature, matryoshka)
+    learning = _checked_outputs(embedder, outputs, loss, matryoshka)
     others = guard or general_questions()
     split = hold_out(data, share=share, seed=chosen.seed)
     scale = embedder.spec.temperature if temperature is None else temperature
@@ -109,6 +126,7 @@ def train_embedder(
         "guard": {"name": others.name, "digest": others.digest},
         "settings": chosen.as_dict(),
         "loss": loss,
+        "outputs": list(learning),
         "temperature": scale,
         "teacher_temperature": teacher_temperature,
         "matryoshka": list(matryoshka),
@@ -119,7 +137,7 @@ def train_embedder(
     workplace = Workplace(out, told)
     cache = workplace.cache(vector_cache)
     reference = Embedder(**{**embedder.options(), "vector_cache": cache, "truncation": "silent"})
-    before = measure_with(reference, cache)
+    before = measure_with(reference, cache, reranker=_behind(reference, learning))
     pools = {name: pool_of(reference, each, show_progress=show_progress) for name, each in split.development.items()}
     trained, history = _trained(
         split.training,
@@ -127,17 +145,18 @@ def train_embedder(
         embedder=reference,
         settings=chosen,
         loss=loss,
+        outputs=learning,
         temperature=scale,
         teacher_temperature=teacher_temperature or 1.0,
         matryoshka=matryoshka,
         folder=workplace.checkpoints,
         show_progress=show_progress,
     )
-    candidate = workplace.candidate(lambda folder: save_model(trained, folder, reference))
+    candidate = workplace.candidate(lambda folder: save_model(trained, folder, reference, learning))
     result = Embedder(str(candidate), vector_cache=cache, truncation="silent", device=embedder.options()["device"])
     gate = pass_gate(
         before,
-        measure_with(result, cache),
+        measure_with(result, cache, reranker=_behind(result, learning)),
         development=split.development,
         guard=others,
         tolerance=tolerance,
@@ -150,6 +169,14 @@ def train_embedder(
     picture = curves(history.losses, history.scores, f"development {METRIC}").png
     report = {**told, "history": history.as_dict()}
     return workplace.finish(candidate, gate, report, base=[embedder.model], picture=picture)
+
+
+def _behind(embedder: Embedder, outputs: Sequence[str]) -> Reranker | None:
+    """Return what orders an embedder's results by all outputs that learn; `None` where its vectors alone count."""
+    if tuple(outputs) == ("dense",):
+        return None
+    weights = [GATE_WEIGHTS[name] if name in outputs else 0.0 for name in OUTPUTS]
+    return Reranker(embedder, mode="hybrid", weights=weights)
 
 
 def rows_of(data: TrainingData, settings: TrainingSettings, *, with_scores: bool = False) -> Iterator[dict[str, Any]]:
@@ -274,6 +301,25 @@ def _check(
         )
 
 
+def _checked_outputs(
+    embedder: Embedder, outputs: Sequence[str], loss: str, matryoshka: Sequence[int]
+) -> tuple[str, ...]:
+    """Return the outputs that learn, in the order of `OUTPUTS`."""
+    given = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    known = [name for name in OUTPUTS if name in embedder.spec.outputs]
+    if not given or any(name not in known for name in given):
+        raise ConfigurationError(
+            f"outputs={given!r} is not allowed. {embedder.model!r} has {', '.join(map(repr, known))}."
+        )
+    chosen = tuple(name for name in OUTPUTS if name in given)
+    if chosen != ("dense",) and (loss != "contrastive" or matryoshka):
+        raise ConfigurationError(
+            f"loss={loss!r} and matryoshka={list(matryoshka)!r} are for dense vectors alone. With outputs={chosen!r} "
+            "use loss='contrastive' and no matryoshka."
+        )
+    return chosen
+
+
 def _trained(
     data: TrainingData,
     pools: Mapping[str, Judgements],
@@ -281,6 +327,7 @@ def _trained(
     embedder: Embedder,
     settings: TrainingSettings,
     loss: str,
+    outputs: Sequence[str],
     temperature: float,
     teacher_temperature: float,
     matryoshka: Sequence[int],
@@ -292,6 +339,9 @@ def _trained(
     set_dropout(model, settings.dropout)
     if settings.lora_rank is not None:
         adapters.add(model, settings.lora_rank, settings.seed)
+    with_heads = tuple(outputs) != ("dense",)
+    if with_heads:
+        add_heads(model, embedder.source.folder)
     texts = Texts(embedder, pad_id(model[0]))
     columns = [name for name in rows[0] if name not in (LINE, LABEL)]
     texts.add((row["query"] for row in rows), "query")
@@ -309,12 +359,15 @@ def _trained(
             model=model,
             args=args,
             train_dataset=Dataset.from_list(rows),
-            loss=_loss(model, settings, loss, temperature, teacher_temperature, matryoshka),
-            evaluator=Score(lambda trained: _score(trained, texts, pools)) if pools else None,
+            loss=HeadsLoss(model, outputs, temperature)
+            if with_heads
+            else _loss(model, settings, loss, temperature, teacher_temperature, matryoshka),
+            evaluator=Score(lambda trained: _score(trained, texts, pools, outputs)) if pools else None,
             data_collator=Columns(texts),  # type: ignore[arg-type]
         )
-    if settings.lora_rank is not None:
-        trainer._load_from_checkpoint = partial(adapters.load_checkpoint, model)  # type: ignore[method-assign]
+    if with_heads or settings.lora_rank is not None:
+        load = load_checkpoint if with_heads else adapters.load_checkpoint
+        trainer._load_from_checkpoint = partial(load, model)  # type: ignore[method-assign]
     where = [each.where or f"example {at}" for at, each in enumerate(data.examples, start=1)]
     history = run(trainer, settings, where=where, show_progress=show_progress)
     trained = trainer.model
@@ -374,39 +427,68 @@ class Sum(torch.nn.Module):
         return torch.stack(values).sum()
 
 
-def _score(model: SentenceTransformer, texts: Texts, pools: Mapping[str, Judgements]) -> float:
+def _score(model: SentenceTransformer, texts: Texts, pools: Mapping[str, Judgements], outputs: Sequence[str]) -> float:
     """Return the mean of the development sets' scores, each question counting the same."""
     values: list[float] = []
     for pool in pools.values():
         names = list(pool.documents)
-        queries = _encoded(model, texts, list(pool.queries.values()), "query")
-        documents = _encoded(model, texts, list(pool.documents.values()), "document")
-        rows, scores = search(queries, documents, 10)
+        table = _table(model, texts, list(pool.queries.values()), list(pool.documents.values()), outputs)
+        best = np.argsort(-table, axis=1, kind="stable")[:, :10]
         found = {
-            query: [(names[row], float(score)) for row, score in zip(rows[at], scores[at], strict=True)]
-            for at, query in enumerate(pool.queries)
+            query: [(names[row], float(table[at, row])) for row in best[at]] for at, query in enumerate(pool.queries)
         }
         values += measure(found, pool.grades, [METRIC])[METRIC].values()
     return float(np.mean(values))
 
 
-def _encoded(model: SentenceTransformer, texts: Texts, given: Sequence[str], role: str) -> np.ndarray[Any, Any]:
-    """Return unit vectors, computed in batches of alike lengths."""
+def _table(
+    model: SentenceTransformer, texts: Texts, queries: Sequence[str], documents: Sequence[str], outputs: Sequence[str]
+) -> np.ndarray[Any, Any]:
+    """Return the score of each question with each document, computed in batches of alike lengths."""
+    if tuple(outputs) == ("dense",):
+
+        def unit(features: dict[str, torch.Tensor]) -> torch.Tensor:
+            return torch.nn.functional.normalize(model(features)["sentence_embedding"].float(), dim=-1)
+
+        own, others = (
+            _in_batches(unit, model, texts, given, role)
+            for given, role in ((queries, "query"), (documents, "document"))
+        )
+        table = torch.cat(own[1]) @ torch.cat(others[1]).T
+    else:
+        own, others = (
+            _in_batches(partial(read, model), model, texts, given, role)
+            for given, role in ((queries, "query"), (documents, "document"))
+        )
+        table = weighted(own[1], others[1], outputs)
+    found = np.empty(table.shape, np.float32)
+    found[np.ix_(own[0], others[0])] = table.cpu().numpy()
+    return found
+
+
+def _in_batches(
+    compute: Callable[[dict[str, torch.Tensor]], Any],
+    model: SentenceTransformer,
+    texts: Texts,
+    given: Sequence[str],
+    role: str,
+) -> tuple[list[int], list[Any]]:
+    """Return the order in which texts were computed, shortest first, and what came of each batch."""
     order = sorted(range(len(given)), key=lambda at: texts.length(given[at], role))
-    vectors: list[Any] = [None] * len(given)
+    computed = []
     for start in range(0, len(order), 32):
-        part = order[start : start + 32]
-        features = texts.features([given[at] for at in part], role)
-        moved = {name: value.to(model.device) for name, value in features.items()}
-        rows = torch.nn.functional.normalize(model(moved)["sentence_embedding"].float(), dim=-1).cpu().numpy()
-        for at, row in zip(part, rows, strict=True):
-            vectors[at] = row
-    return np.stack(vectors)
+        features = texts.features([given[at] for at in order[start : start + 32]], role)
+        computed.append(compute({name: value.to(model.device) for name, value in features.items()}))
+    return order, computed
 
 
-def save_model(model: SentenceTransformer, folder: Path, embedder: Embedder) -> None:
+def save_model(
+    model: SentenceTransformer, folder: Path, embedder: Embedder, outputs: Sequence[str] = ("dense",)
+) -> None:
     """Write a trained model's folder: weights, prompts and pooling, the embedder's tokenizer, and its row."""
     spec = embedder.spec
+    if tuple(outputs) != ("dense",):
+        take_heads(model, folder)
     head, tail = spec.query_format.split("{text}", 1)
     if not tail:  # sentence-transformers itself can only put words before a text
         head = head.replace("{instruction}", embedder.query_instruction) if embedder.query_instruction else ""
@@ -421,6 +503,6 @@ def save_model(model: SentenceTransformer, folder: Path, embedder: Embedder) -> 
         max_length=embedder.max_length,
         query_instruction=embedder.query_instruction,
         document_instruction=embedder.document_instruction,
-        # Heads beside the weights were trained for states that the model no longer gives.
-        outputs=["dense"],
+        # The other heads were trained for states that the model no longer gives.
+        outputs=list(outputs),
     )

@@ -41,7 +41,8 @@ class Trained:
     """What a training came to.
 
     Attributes:
-        folder: The model: in its place where the gate is open, else aside, as `NAME.rejected`.
+        folder: The model: in its place where the gate is open, else aside, as `NAME.rejected`, in the place of an
+            earlier one.
         gate: The decision, and the figures it was taken by.
         report: Settings, data, losses, scores, seconds, versions, as `training.json` has them.
     """
@@ -58,7 +59,7 @@ class Workplace:
         """Take the place of the output, and what makes two runs the same.
 
         Raises:
-            ConfigurationError: There is something already, of another run, or nothing can be written.
+            ConfigurationError: There are checkpoints of another run already, or nothing can be written.
         """
         self.out = Path(out).expanduser()
         self.folder = self.out.with_name(f"{self.out.name}.run")
@@ -66,7 +67,8 @@ class Workplace:
             raise ConfigurationError(f"out={str(self.out)!r} is there already. Name another folder, or take it away.")
         told = json.dumps(dict(run), sort_keys=True, indent=1, default=str)
         file = self.folder / RUN
-        if file.is_file() and file.read_text(encoding="utf-8") != told:
+        is_begun = next(self.checkpoints.glob("checkpoint-*"), None) is not None
+        if is_begun and file.is_file() and file.read_text(encoding="utf-8") != told:
             raise ConfigurationError(
                 f"{str(self.folder)!r} holds a run of other data or settings that is not finished. Start that one "
                 "again to go on, take the folder away, or name another output."

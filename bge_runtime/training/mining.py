@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bge_runtime import ConfigurationError, Embedder, Reranker
+from bge_runtime import ConfigurationError, Embedder, Reranker, VectorCache
 from bge_runtime.evaluation.exact import search
-from bge_runtime.evaluation.subjects import ModelSubject
+from bge_runtime.evaluation.subjects import ModelSubject, score_pairs
 from bge_runtime.training.examples import Example, TrainingData
 
 __all__ = ["Mined", "mine"]
@@ -73,8 +73,8 @@ def mine(
     """Find negatives for each example among the documents of its data.
 
     What a question's own positives say is never a negative, nor the question itself; of equal documents one counts. An
-    embedder with a vector cache makes a run resumable: its vectors are not computed again, and the choice is the same
-    for the same seed.
+    embedder with a vector cache makes a run resumable: neither its vectors nor the scores of reranker and teacher are
+    computed again, and the choice is the same for the same seed.
 
     Args:
         data: Examples and documents; negatives that it has already are kept, and count.
@@ -130,7 +130,7 @@ def mine(
             )
         )
     if reranker is not None:
-        found = _judged(reranker, data.examples, found, dropped, show_progress)
+        found = _judged(reranker, data.examples, found, dropped, embedder.vector_cache, show_progress)
     chosen = [
         _chosen(each, candidates, negatives, choose, seed)
         for each, candidates in zip(data.examples, found, strict=True)
@@ -140,7 +140,7 @@ def mine(
         for each, texts in zip(data.examples, chosen, strict=True)
     ]
     if teacher is not None:
-        examples = _scored(teacher, examples, show_progress)
+        examples = _scored(teacher, examples, embedder.vector_cache, show_progress)
     short = sum(len(each.negatives) < negatives for each in examples)
     cosines = [dict(candidates) for candidates in found]
     return Mined(
@@ -196,13 +196,14 @@ def _judged(
     examples: Sequence[Example],
     found: Sequence[Sequence[tuple[str, float]]],
     dropped: Counter[str],
+    cache: VectorCache | None,
     show_progress: bool,
 ) -> list[list[tuple[str, float]]]:
     """Leave out what the reranker takes for an answer."""
     groups = [
         (*each.positives, *(text for text, _ in candidates)) for each, candidates in zip(examples, found, strict=True)
     ]
-    scores = _scores(reranker, examples, groups, show_progress)
+    scores = _scores(reranker, examples, groups, cache, show_progress)
     kept = []
     for each, candidates, scored in zip(examples, found, scores, strict=True):
         limit = min(scored[: len(each.positives)])
@@ -214,9 +215,11 @@ def _judged(
     return kept
 
 
-def _scored(teacher: Reranker, examples: Sequence[Example], show_progress: bool) -> list[Example]:
+def _scored(
+    teacher: Reranker, examples: Sequence[Example], cache: VectorCache | None, show_progress: bool
+) -> list[Example]:
     groups = [(*each.positives, *each.negatives) for each in examples]
-    scores = _scores(teacher, examples, groups, show_progress)
+    scores = _scores(teacher, examples, groups, cache, show_progress)
     return [
         replace(
             each,
@@ -228,10 +231,14 @@ def _scored(teacher: Reranker, examples: Sequence[Example], show_progress: bool)
 
 
 def _scores(
-    reranker: Reranker, examples: Sequence[Example], groups: Sequence[Sequence[str]], show_progress: bool
+    reranker: Reranker,
+    examples: Sequence[Example],
+    groups: Sequence[Sequence[str]],
+    cache: VectorCache | None,
+    show_progress: bool,
 ) -> list[list[float]]:
     pairs = [(each.query, text) for each, texts in zip(examples, groups, strict=True) for text in texts]
-    scores = reranker.score_pairs(pairs, show_progress=show_progress)
+    scores, _ = score_pairs(reranker, pairs, cache, show_progress=show_progress)
     ends = np.cumsum([len(texts) for texts in groups])
     return [part.tolist() for part in np.split(scores, ends[:-1])]
 

@@ -1,4 +1,4 @@
-"""Compare this project with FlagEmbedding on the seeded checkpoints; exit status 1 where they differ.
+"""Compare this project with FlagEmbedding and LM-Cocktail on the seeded checkpoints; exit status 1 where they differ.
 
     python -m tests.reference.check --python PYTHON_WITH_FLAGEMBEDDING [--label bge-m3 ...] [--write]
 
@@ -22,6 +22,7 @@ from tests.reference.cases import BY_LABEL, Case, request_of
 HERE = Path(__file__).parent
 DATA = HERE.parent / "data" / "flagembedding"
 TOLERANCE = 1e-4
+MIX_TOLERANCE = 1e-6
 DIGITS = 6
 
 
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.write:
             for case in cases:
                 keep(case, folders[case.label], result)
-        return compare(cases, result["answers"])
+        status = compare(cases, result["answers"])
+        return max(status, compare_mixes(options.python, Path(place)))
 
 
 def place_checkpoints(place: Path, cases: Sequence[Case]) -> dict[str, Path]:
@@ -93,6 +95,45 @@ def compare(cases: Sequence[Case], answers: dict[str, Any]) -> int:
             failures += not fine
             print(f"{case.label:46} {name:36} {count:5}  {difference:18.1e}  {'yes' if fine else 'NO'}", flush=True)
     print(f"\n{failures} of the results are more than {TOLERANCE:g} apart." if failures else "\nAll agree.")
+    return int(bool(failures))
+
+
+def compare_mixes(python: Path, place: Path) -> int:
+    """Mix embedders and rerankers here and by LM-Cocktail; print how far the weights are apart."""
+    from safetensors.torch import load_file
+
+    from bge_runtime.training import mix
+    from tests.checkpoints.hub_cache import Checkpoint, write_checkpoint
+
+    shapes = {
+        "encoder": {"name": "a/embedder", "family": "bert", "hidden": 32, "positions": 64, "max_length": 64},
+        "reranker": {
+            "name": "a/reranker",
+            "family": "xlmr",
+            "hidden": 128,
+            "positions": 514,
+            "head": 1,
+            "modules": False,
+        },
+    }
+    weights, failures = (0.5, 0.3, 0.2), 0
+    print(f"\n{'LM-Cocktail':46} {'kind':36} {'count':>5}  {'largest difference':>18}  ok")
+    for kind, shape in shapes.items():
+        folders = [
+            write_checkpoint(place / f"{kind}-{seed}", Checkpoint(name=f"a/{kind}", seed=seed, **shape))  # type: ignore[arg-type]
+            for seed in (1, 2, 3)
+        ]
+        pairs = [str(part) for pair in zip(weights, folders, strict=True) for part in pair]
+        theirs = place / f"{kind}-theirs"
+        subprocess.run([python, HERE / "mix.py", kind, theirs, *pairs], check=True, stdout=subprocess.DEVNULL)
+        wanted = load_file(theirs / "model.safetensors")
+        found = load_file(mix(folders, place / f"{kind}-ours", weights=weights) / "model.safetensors")
+        difference = max(float((found[name] - wanted[name]).abs().max()) for name in wanted)
+        fine = wanted.keys() == found.keys() and difference <= MIX_TOLERANCE
+        failures += not fine
+        print(
+            f"{'mix of three':46} {kind:36} {len(wanted):5}  {difference:18.1e}  {'yes' if fine else 'NO'}", flush=True
+        )
     return int(bool(failures))
 
 

@@ -15,6 +15,7 @@ from datasets import Dataset
 from bge_runtime import BackendError, ConfigurationError, Embedder, get_spec
 from bge_runtime.training import Example, TrainingData, train_embedder
 from bge_runtime.training.embedder import rows_of
+from bge_runtime.training.folders import Workplace
 from bge_runtime.training.holding_out import hold_out
 from tests.checkpoints.hub_cache import POISON, poisoned_folder
 from tests.training.toys import quick, toy_data, toy_guard
@@ -224,10 +225,16 @@ def test_ctrl_c_leaves_the_last_checkpoint(tmp_path, hub_cache, monkeypatch):
 def test_a_place_that_is_taken_is_refused_before_anything_is_computed(tmp_path, tuned):
     with pytest.raises(ConfigurationError, match="is there already"):
         trained(tuned.folder)
-    (tmp_path / "out.run").mkdir()
+    (tmp_path / "out.run" / "checkpoints" / "checkpoint-3").mkdir(parents=True)
     (tmp_path / "out.run" / "run.json").write_text("{}")
     with pytest.raises(ConfigurationError, match="holds a run of other data or settings"):
         trained(tmp_path / "out")
+
+
+def test_a_place_where_nothing_was_trained_yet_is_taken_by_other_settings(tmp_path):
+    workplace = Workplace(tmp_path / "out", {"seed": 0})
+    assert Workplace(tmp_path / "out", {"seed": 1}).folder == workplace.folder
+    assert json.loads((workplace.folder / "run.json").read_text()) == {"seed": 1}
 
 
 @pytest.mark.parametrize(

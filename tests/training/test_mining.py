@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from bge_runtime.training.examples import Example, TrainingData
 from bge_runtime.training.mining import mine
 from tests.training.toys import toy_data
 
+NUMBERS = itertools.count()
 DATA = toy_data(30)
 DOCUMENTS = set(DATA.documents.values())
 
@@ -31,7 +33,7 @@ class Fake:
     """A reranker that scores by a rule."""
 
     def __init__(self, rule):
-        self.rule, self.calls = rule, []
+        self.rule, self.calls, self.identity = rule, [], f"fake {next(NUMBERS)}"
 
     def score_pairs(self, pairs, *, show_progress=None):
         self.calls.append(list(pairs))
@@ -231,3 +233,24 @@ def test_a_second_run_with_the_same_cache_computes_nothing(minilm, tmp_path):
 def test_options_that_are_refused(embedder, name, value):
     with pytest.raises(ConfigurationError, match=f"^{name}=.* is not allowed"):
         mine(DATA, embedder, **{name: value})
+
+
+def test_scores_that_were_computed_before_a_run_was_cut_off_are_not_computed_again(embedder, monkeypatch):
+    monkeypatch.setattr("bge_runtime.evaluation.subjects.WINDOW", 50)
+    teacher = Fake(lambda query, text: len(text) - len(query))
+    whole = mine(DATA, embedder, negatives=4, teacher=Fake(teacher.rule))
+    own = teacher.score_pairs
+
+    def interrupted(pairs, *, show_progress=None):
+        if len(teacher.calls) == 2:
+            raise KeyboardInterrupt
+        return own(pairs, show_progress=show_progress)
+
+    teacher.score_pairs = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        mine(DATA, embedder, negatives=4, teacher=teacher)
+    done, teacher.calls, teacher.score_pairs = [pair for call in teacher.calls for pair in call], [], own
+    again = mine(DATA, embedder, negatives=4, teacher=teacher)
+    assert len(done) == 100
+    assert not set(done) & {pair for call in teacher.calls for pair in call}
+    assert again.data.examples == whole.data.examples

@@ -67,6 +67,7 @@ def test_the_expected_section_exists(each):
     assert f"## {each['heading']}" in lines
 
 
+@pytest.mark.slow
 def test_the_instruction_question_finds_its_section_first(bge, embedder, shared_cache, monkeypatch):
     monkeypatch.setenv("BGE_CACHE_DIR", str(shared_cache))
     first = bge("search", DOCS, ASKED["asked"]["question"])

@@ -23,6 +23,8 @@ def train(hub_cache, tmp_path):
         "".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in data.documents.items())
     )
 
+    (tmp_path / "guard.json").write_text(json.dumps(GUARD))
+
     def run(*arguments):
         given = [str(tmp_path / each[1:]) if each.startswith("@") else each for each in arguments]
         return CliRunner().invoke(app, given)
@@ -30,6 +32,12 @@ def train(hub_cache, tmp_path):
     return run
 
 
+# Few, since the questions of the package take longer than the training.
+GUARD = {
+    "queries": {"q1": "what is bread made of", "q2": "is snow cold"},
+    "relevant_docs": {"q1": ["a"], "q2": ["b"]},
+    "corpus": {"a": "Bread is made of flour.", "b": "Snow is cold."},
+}
 QUICK = ("--max-steps", "2", "--batch-size", "8", "--negatives", "1", "--evaluations", "1", "--dropout", "0")
 
 
@@ -63,6 +71,8 @@ def test_train_embedder_ends_with_1_and_the_reasons_where_the_gate_is_closed(tra
         MODEL,
         "--cache-dir",
         "@cache",
+        "--guard",
+        "@guard.json",
         *QUICK,
         "--learning-rate",
         "1e-7",
@@ -79,9 +89,9 @@ def test_train_embedder_ends_with_1_and_the_reasons_where_the_gate_is_closed(tra
 
 
 def test_train_reranker_and_query_and_mix_hand_over_folders(train, tmp_path):
-    shared = ("--corpus", "@corpus.jsonl", "--cache-dir", "@cache", "--force")
+    shared = ("--corpus", "@corpus.jsonl", "--cache-dir", "@cache", "--guard", "@guard.json", "--force")
     for name, arguments in {
-        "reranker": ("--model", "BAAI/bge-reranker-base", "--embedder", MODEL, *QUICK),
+        "reranker": ("--model", "BAAI/bge-reranker-base", "--embedder", MODEL, "--depth", "4", *QUICK),
         "query": ("--model", MODEL),
     }.items():
         found = train("train", name, "@train.jsonl", "--out", f"@{name}", *shared, *arguments)

@@ -69,6 +69,7 @@ def test_late_interaction_puts_the_answer_first():
     assert [row.index for row in reranker.rank("What do giant pandas eat?", documents)] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_dense_retrieval_on_scifact_is_as_good_as_plain_sentence_transformers(scifact, dense_orders):
     names, _, queries, relevant = scifact
     figures = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import bge_runtime
 from bge_runtime import BackendError, Embedder, Reranker, TokenIndex, VectorCache, VisionEmbedder
 from bge_runtime.embedding.heads import EXPECTED
+from bge_runtime.engine import worker
 from bge_runtime.vectors.finite import check_finite, named
 from bge_runtime.vectors.similarity import unit_rows
 from tests.checkpoints.files import Checkpoint
@@ -167,10 +169,18 @@ def test_a_passage_of_a_long_document_counts(poisoned_reranker):
         reranker.score("cat", ["cat", "the dog slept in the garden " * 8 + BAD])
 
 
-def test_a_deadline_is_no_fault(poisoned_reranker, poisoned):
+def test_a_deadline_is_no_fault(poisoned_reranker, poisoned, monkeypatch):
+    forward = worker._forward
+
+    def slow(*given):
+        time.sleep(0.2)  # else all may be there before the caller's thread looks at the clock
+        return forward(*given)
+
     for reranker in (Reranker(poisoned_reranker), Reranker(**poisoned)):
-        ranking = reranker.warm_up().rank("cat", GOOD, time_budget_s=1e-6)
-        assert ranking.partial
+        reranker.warm_up()
+        with monkeypatch.context() as patch:
+            patch.setattr(worker, "_forward", slow)
+            assert reranker.rank("cat", GOOD, time_budget_s=1e-6).partial
         with pytest.raises(BackendError, match=r"documents\[1\]"):
             reranker.rank("cat", TEXTS, time_budget_s=600)
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60
 
 FORK = """
-import asyncio, ctypes, os, sys, threading
+import asyncio, ctypes, os, sys, threading, time
 import numpy as np
 import bge_runtime
 
@@ -31,6 +31,7 @@ def traffic():
 threads = [threading.Thread(target=traffic, daemon=True) for _ in range({threads})]
 for thread in threads:
     thread.start()
+time.sleep({pause})
 child = {fork}()
 if child == 0:
     right = np.allclose(embedder.encode_documents(texts), vectors, atol=1e-5)
@@ -155,9 +156,11 @@ def run_script(tmp_path, source, **environment):
 def test_a_forked_child_computes_the_same_vectors_while_the_parent_is_busy(
     hub_cache, tmp_path, options, environment, fork
 ):
-    # A child of the other kind of fork inherits the interpreter's lock as it is, with whoever waited for it.
-    threads = "2" if fork == "os.fork" else "0"
-    script = FORK.replace("{options}", options).replace("{fork}", fork).replace("{threads}", threads)
+    # A child of the other kind of fork inherits the interpreter's lock as it is, with whoever waited for it, our own
+    # threads included, which the call before has woken.
+    threads, pause = ("2", "0") if fork == "os.fork" else ("0", "0.5")
+    script = FORK.replace("{options}", options).replace("{fork}", fork)
+    script = script.replace("{threads}", threads).replace("{pause}", pause)
     run_script(tmp_path, script, **environment)
 
 

@@ -41,6 +41,7 @@ def test_the_folder_alone_says_all_that_the_model_needs(tuned):
     assert not np.allclose(own.encode_documents(["a cat"]), Embedder(MODEL).encode_documents(["a cat"]), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_tuned_bge_m3_says_that_its_heads_are_gone(tmp_path):
     done = trained(tmp_path / "out", model="BAAI/bge-m3", settings=quick(max_steps=1, evaluations=1))
     own = Embedder(str(done.folder))
@@ -108,6 +109,7 @@ def test_cached_gradients_are_those_of_the_whole_batch(tmp_path, hub_cache):
     assert losses_of(parts) == pytest.approx(losses_of(whole), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_losses_are_those_of_plain_sentence_transformers(tmp_path, hub_cache):
     from sentence_transformers import (
         SentenceTransformer,

@@ -75,6 +75,7 @@ def test_the_loss_is_that_of_the_paper():
     assert float(heads.loss_of({"sparse": scores["sparse"]})) == pytest.approx(hard(sparse), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_all_heads_learn_together_and_the_folder_has_them(all_heads):
     before, after = Embedder(MODEL), Embedder(str(all_heads.folder))
     assert after.spec.outputs == heads.OUTPUTS
@@ -88,6 +89,7 @@ def test_all_heads_learn_together_and_the_folder_has_them(all_heads):
     ]
 
 
+@pytest.mark.slow
 def test_plain_sentence_transformers_reads_the_dense_vectors_of_it(all_heads):
     from sentence_transformers import SentenceTransformer
 
@@ -147,6 +149,7 @@ def test_a_run_goes_on_from_a_checkpoint_with_its_heads(tmp_path, all_heads, mon
         assert all(torch.allclose(ours[key], wanted[key], atol=1e-5) for key in wanted), name
 
 
+@pytest.mark.slow
 def test_lexical_weights_that_collapse_stop_the_run_and_leave_a_checkpoint(tmp_path, monkeypatch):
     own, calls = heads.read, []
 

@@ -52,6 +52,7 @@ def test_an_embedder_gets_a_head_and_learns_to_rerank(tmp_path, hub_cache):
     assert done.report["model"] == EMBEDDER
 
 
+@pytest.mark.slow
 def test_an_llm_reranker_is_trained_by_adapters_and_handed_over_whole(tmp_path, hub_cache):
     name = "BAAI/bge-reranker-v2-gemma"
     done = trained(tmp_path / "out", model=name, settings=quick(negatives=2, lora_rank=4, batch_size=4))
@@ -74,6 +75,7 @@ def test_groups_are_accumulated_to_the_batch_that_was_asked_for(tmp_path, hub_ca
     assert losses_of(parts) == pytest.approx(losses_of(whole), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "negatives"), [("bce", 0), ("cross_entropy", 2)])
 def test_the_losses_are_those_of_plain_sentence_transformers(tmp_path, loss, negatives, hub_cache):
     from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments

@@ -84,6 +84,7 @@ def test_nothing_heavy_is_imported():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "columns"), [("int8", 384), ("uint8", 384), ("binary", 48), ("ubinary", 48)])
 def test_a_vector_takes_a_byte_or_a_bit_per_dimension(scifact, precision, columns):
     _, documents, _ = scifact
@@ -171,6 +172,7 @@ def test_an_empty_corpus_and_a_small_one_give_what_there_is(vectors):
 # Quality
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "way", "recall"),
     [("binary", "signs", 0.80), ("binary", "vectors", 0.81), ("int8", "bytes", 0.81), ("uint8", "bytes", 0.81)],
@@ -186,6 +188,7 @@ def test_recall_on_scifact_stays_close_to_float32(scifact, precision, way, recal
     assert np.mean([len({*row} & known) / len(known) for row, known in zip(found, relevant, strict=True)]) >= recall
 
 
+@pytest.mark.slow
 def test_rescoring_is_what_makes_bits_good_enough(scifact):
     asked, documents, _ = scifact
     corpus = quantize_embeddings(documents, "binary")

@@ -1,0 +1,157 @@
+"""What a server is told: its models, its address, who may call, and how much each may ask for."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bge_runtime import ConfigurationError
+
+__all__ = ["ModelSettings", "ServerSettings"]
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SHORTEST_KEY = 16
+
+
+class ModelSettings(BaseModel):
+    """One model of a server.
+
+    Attributes:
+        model: Name or folder.
+        name: What clients call it; the model's own name where `None`.
+        load: `start` reads the weights before the server is ready, `first_use` when somebody asks.
+        keep_alive_s: Seconds without work after which weights are freed; `None` never.
+        device: As for `Embedder`.
+        devices: Copies on several devices.
+        precision: As for `Embedder`.
+        backend: As for `Embedder`.
+        max_length: Longest text, or pair, in tokens; `None` takes the model's own.
+        query_instruction: Instead of the model's own.
+        document_instruction: Instead of the model's own.
+        revision: Branch, tag or commit on the hub.
+        adapter: LoRA adapter.
+        normalize: Vectors of length 1, or scores between 0 and 1; `None` is the model's own, and raw scores.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = Field(min_length=1)
+    name: str | None = None
+    load: Literal["start", "first_use"] = "start"
+    keep_alive_s: float | None = Field(default=None, gt=0)
+    device: str | None = None
+    devices: tuple[str, ...] | None = None
+    precision: str | None = None
+    backend: str = "auto"
+    max_length: int | None = Field(default=None, ge=1)
+    query_instruction: str | None = None
+    document_instruction: str | None = None
+    revision: str | None = None
+    adapter: str | None = None
+    normalize: bool | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _no_role(cls, value: str | None) -> str | None:
+        if value is not None and (":" in value or not value.strip()):
+            raise ValueError("a colon stands before the role, as in NAME:query; use another name")
+        return value
+
+    @property
+    def shown(self) -> str:
+        """What clients call it."""
+        return self.name or self.model
+
+
+class ServerSettings(BaseSettings):
+    """Settings of a server: arguments, then the environment (`BGE_SERVE_PORT` and so on), then a TOML file.
+
+    Attributes:
+        models: What is served; the first embedder and the first reranker answer where a format names no model.
+        host: Address; another than this machine's own needs `api_key_file` or `no_auth`.
+        port: Port; 0 takes a free one.
+        api_key_file: File with one key a line; comments begin with `#`.
+        no_auth: Everybody may call.
+        max_body_bytes: Of a request.
+        max_texts: Of a request; documents of a reranking count too.
+        max_tokens: Of a request, as the model counts them.
+        max_queued_tokens: Of all requests of one key that are not answered yet.
+        body_timeout_s: In which a request must have come.
+        timeout_s: In which it must be answered.
+        drain_s: How long an ending server waits for requests that it has taken.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="BGE_SERVE_", extra="forbid", frozen=True)
+
+    models: tuple[ModelSettings, ...] = Field(min_length=1)
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    api_key_file: Path | None = None
+    no_auth: bool = False
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    max_texts: int = Field(default=2048, ge=1)
+    max_tokens: int = Field(default=1_000_000, ge=1)
+    max_queued_tokens: int = Field(default=4_000_000, ge=1)
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    timeout_s: float = Field(default=600.0, gt=0)
+    drain_s: float = Field(default=60.0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> ServerSettings:
+        if self.host not in LOOPBACK and self.api_key_file is None and not self.no_auth:
+            raise ValueError(
+                f"host={self.host!r} can be reached from other machines. Name a file of keys (api_key_file), or say "
+                "that everybody may call (no_auth)"
+            )
+        names = [each.shown for each in self.models]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"{sorted(twice)} stand for two models each. Give each a name of its own")
+        return self
+
+    @classmethod
+    def read(cls, file: Path | None = None, **given: Any) -> ServerSettings:
+        """Return settings of a TOML file and of arguments, which win.
+
+        Args:
+            file: TOML with the names of the attributes, and a table `[[models]]` for each model.
+            given: Arguments; `None` leaves the file's value.
+
+        Raises:
+            ConfigurationError: The file cannot be read, or a value is not allowed.
+        """
+        told: dict[str, Any] = {}
+        if file is not None:
+            try:
+                told = tomllib.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise ConfigurationError(f"{str(file)!r} cannot be read as TOML ({error}).") from error
+        told |= {name: value for name, value in given.items() if value is not None}
+        try:
+            return cls(**told)
+        except ValidationError as error:
+            raise ConfigurationError.from_validation("ServerSettings", error.errors()) from error
+
+    def keys(self) -> tuple[bytes, ...]:
+        """Return the keys of the file; none where everybody may call.
+
+        Raises:
+            ConfigurationError: The file cannot be read, has no key, or one that is too short to be secret.
+        """
+        if self.api_key_file is None:
+            return ()
+        try:
+            lines = [line.strip() for line in self.api_key_file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{str(self.api_key_file)!r} cannot be read ({error}).") from error
+        found = [line for line in lines if line and not line.startswith("#")]
+        short = sum(len(each) < SHORTEST_KEY for each in found)
+        if not found or short:
+            raise ConfigurationError(
+                f"{str(self.api_key_file)!r} has {len(found)} keys, {short} of them shorter than {SHORTEST_KEY} "
+                "characters. Write one key a line: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            )
+        return tuple(each.encode() for each in found)

@@ -1,0 +1,236 @@
+"""The road of a request: counted, let into the queue, computed together with others, given up when its client goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.requests import Request
+
+from bge_runtime import Embedder, EncodedTexts, InputError, InputTooLongError, Reranker
+from bge_runtime.serving.admission import Admission
+from bge_runtime.serving.answers import HEADERS
+from bge_runtime.serving.models import Asked, Models, Role, Served
+from bge_runtime.serving.monitoring import Monitoring
+from bge_runtime.serving.settings import ServerSettings
+
+__all__ = ["ClientGone", "Done", "Work"]
+
+T = TypeVar("T")
+# Texts this short together are counted at once; more of them would hold up everybody else's requests.
+SMALL_CHARACTERS = 4000
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """What a request came to.
+
+    Attributes:
+        found: The result.
+        identity: Of the embedder or reranker.
+        tokens: What the model has read, in its own tokens.
+        truncated: How many inputs were cut.
+    """
+
+    found: T
+    identity: str
+    tokens: int
+    truncated: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every answer says beside its body."""
+        return {HEADERS["identity"]: self.identity, HEADERS["truncated"]: str(self.truncated)}
+
+
+class Work:
+    """Does what routes ask for, for one application."""
+
+    def __init__(self, settings: ServerSettings, models: Models, admission: Admission, monitoring: Monitoring) -> None:
+        """Take what requests share."""
+        self.models = models
+        self.is_ready = False
+        self._settings = settings
+        self._admission = admission
+        self._monitoring = monitoring
+        monitoring.queued_tokens.set_function(lambda: admission.queued_tokens)
+
+    async def embed(
+        self,
+        request: Request,
+        asked: Asked,
+        texts: Sequence[str],
+        *,
+        role: Role | None = None,
+        dimensions: int | None = None,
+        may_truncate: bool = True,
+    ) -> Done[NDArray[np.float32]]:
+        """Return vectors, float32 of shape (texts, dimension).
+
+        Args:
+            request: Whose it is.
+            asked: The model; a role in its name wins.
+            texts: What is embedded.
+            role: `query` or `document`; `None` is `document`.
+            dimensions: Leading dimensions; `None` is all.
+            may_truncate: Whether a text may be cut to what the model reads.
+
+        Raises:
+            BGEError: Something is wrong with the request, or the computation failed.
+            ClientGone: Nobody waits any more.
+            TimeoutError: It took too long.
+        """
+        embedder, own = asked.served.embedder(dimensions), asked.role or role or "document"
+        compute = embedder.aencode_queries if own == "query" else embedder.aencode_documents
+        return await self._embedded(request, asked.served, embedder, texts, own, may_truncate, lambda: compute(texts))
+
+    async def encode(
+        self, request: Request, asked: Asked, texts: Sequence[str], *, role: Role | None, outputs: Sequence[str] | None
+    ) -> Done[EncodedTexts]:
+        """Return several outputs of each text, from one forward pass; see `embed`."""
+        embedder, own = asked.served.embedder(), asked.role or role or "document"
+        return await self._embedded(
+            request,
+            asked.served,
+            embedder,
+            texts,
+            own,
+            True,
+            lambda: embedder.aencode_all(texts, role=own, outputs=outputs),  # type: ignore[arg-type]
+        )
+
+    async def rerank(
+        self,
+        request: Request,
+        served: Served,
+        reranker: Reranker,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        time_budget_s: float | None = None,
+        may_truncate: bool = True,
+    ) -> Done[Any]:
+        """Return a `Ranking`, best first; see `embed`."""
+        self._check_count(len(documents))
+        await self._loaded(served)
+        tokens, truncated = await _counted(
+            lambda: _pair_counts(reranker, query, documents), [query] * len(documents), documents
+        )
+        self._check_cut(truncated, may_truncate, reranker.max_length, "pairs")
+        found = await self._admitted(
+            request, tokens, lambda: reranker.arank(query, documents, top_n=top_n, time_budget_s=time_budget_s)
+        )
+        return self._done(served, found, reranker.identity, tokens, truncated)
+
+    async def tokenized(self, served: Served, texts: Sequence[str]) -> list[Any]:
+        """Return what the model reads of each text."""
+        self._check_count(len(texts))
+        await self._loaded(served)
+        if served.kind == "embedder":
+            embedder = served.embedder()
+            return await asyncio.to_thread(embedder.tokenize, texts)
+        return await asyncio.to_thread(served.reranker.tokenize, [(text, "") for text in texts])
+
+    async def _embedded(
+        self,
+        request: Request,
+        served: Served,
+        embedder: Embedder,
+        texts: Sequence[str],
+        role: Role,
+        may_truncate: bool,
+        compute: Callable[[], Coroutine[Any, Any, T]],
+    ) -> Done[T]:
+        self._check_count(len(texts))
+        await self._loaded(served)
+        tokens, truncated = await _counted(lambda: _text_counts(embedder, texts, role), texts)
+        self._check_cut(truncated, may_truncate, embedder.max_length, "texts")
+        found = await self._admitted(request, tokens, compute)
+        return self._done(served, found, embedder.identity, tokens, truncated)
+
+    async def _loaded(self, served: Served) -> None:
+        """Have the weights in memory: what counts tokens would load them, and hold up everybody else's requests."""
+        await served.warm_up()
+
+    async def _admitted(self, request: Request, tokens: int, compute: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Compute within the limits of the key, while the client waits, and no longer than is allowed."""
+        with self._admission.slot(request.scope["state"]["key"], tokens):
+            async with asyncio.timeout(self._settings.timeout_s):
+                return await _while_connected(request, compute())
+
+    def _done(self, served: Served, found: T, identity: str, tokens: int, truncated: int) -> Done[T]:
+        if truncated:
+            self._monitoring.truncated.labels(served.name).inc(truncated)
+        return Done(found, identity, tokens, truncated)
+
+    def _check_count(self, count: int) -> None:
+        if count > self._settings.max_texts:
+            raise InputError(f"{count:,} texts in a request; {self._settings.max_texts:,} are allowed. Send fewer.")
+
+    @staticmethod
+    def _check_cut(truncated: int, may_truncate: bool, max_length: int, what: str) -> None:
+        if truncated and not may_truncate:
+            raise InputTooLongError(
+                f"{truncated} {what} have more than the {max_length} tokens that the model reads. Split them, or let "
+                "them be cut."
+            )
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return what comes of work; cancel it when the client goes away.
+
+    Raises:
+        ClientGone: The client went first.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        # Both have come to their end before this call does, and nothing of them is lost in silence.
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _counted(count: Callable[[], tuple[int, int]], *texts: Sequence[str]) -> tuple[int, int]:
+    if sum(len(text) for each in texts for text in each) <= SMALL_CHARACTERS:
+        return count()
+    return await asyncio.to_thread(count)
+
+
+def _text_counts(embedder: Embedder, texts: Sequence[str], role: Role) -> tuple[int, int]:
+    """Return the tokens that the model reads of all texts, and how many of the texts are cut."""
+    lengths = [each.length for each in embedder.tokenize(texts, role=role)]
+    full = [text for text, length in zip(texts, lengths, strict=True) if length >= embedder.max_length]
+    if not full:
+        return sum(lengths), 0
+    # What the instruction adds, which an uncut count is without.
+    added = embedder.tokenize([""], role=role)[0].length - embedder.count_tokens([""])[0]
+    return sum(lengths), sum(count + added > embedder.max_length for count in embedder.count_tokens(full))
+
+
+def _pair_counts(reranker: Reranker, query: str, documents: Sequence[str]) -> tuple[int, int]:
+    """Return the tokens that the model reads of all pairs, and how many of the pairs are cut."""
+    if not documents:
+        return 0, 0
+    if reranker.method == "late_interaction":
+        return _text_counts(reranker.embedder, [query, *documents], "document")
+    lengths = [each.length for each in reranker.tokenize([(query, text) for text in documents])]
+    return sum(lengths), sum(length >= reranker.max_length for length in lengths)

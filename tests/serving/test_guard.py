@@ -1,0 +1,294 @@
+"""Who may call, how much, and what is left when a client goes: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+
+import pytest
+from starlette.testclient import TestClient
+
+import bge_runtime
+from bge_runtime import BatchEvent, ConfigurationError
+from bge_runtime.engine import worker
+from bge_runtime.serving import ServerSettings, create_app
+from bge_runtime.serving.admission import Admission, Busy, Rate
+from tests.serving.conftest import EMBEDDER, settings
+
+KEYS = ("first-key-of-a-client", "second-key-of-a-client")
+BODY = {"model": EMBEDDER, "input": ["a cat"]}
+
+
+@pytest.fixture
+def key_file(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# clients\n" + "\n".join(KEYS) + "\n")
+    return file
+
+
+@pytest.fixture
+def guarded(hub_cache, key_file):
+    with TestClient(create_app(settings(EMBEDDER, api_key_file=key_file))) as found:
+        yield found
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+def test_each_key_is_let_in(guarded, key, header):
+    value = f"Bearer {key}" if header == "authorization" else key
+    assert guarded.post("/v1/embeddings", json=BODY, headers={header: value}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "message"),
+    [
+        ("/v1/embeddings", {}, "A key is needed"),
+        ("/v1/embeddings", {"authorization": "Bearer wrong"}, "is not known"),
+        ("/v1/embeddings", {"authorization": f"Bearer {KEYS[0]}x"}, "is not known"),
+        ("/v1/embeddings", {"authorization": "Basic abc"}, "A key is needed"),
+        (
+            "/v1/embeddings",
+            {"x-api-key": "\udcff".encode("utf-8", "surrogateescape").decode("latin-1")},
+            "is not known",
+        ),
+        (f"/v1/embeddings?api_key={KEYS[0]}", {"authorization": f"Bearer {KEYS[0]}"}, "A key in the address"),
+        ("/metrics", {}, "A key is needed"),
+        ("/nowhere", {}, "A key is needed"),
+    ],
+)
+def test_whoever_has_none_is_kept_out(guarded, path, headers, message):
+    answer = guarded.post(path, json=BODY, headers=headers)
+    assert answer.status_code == 401
+    assert message in answer.json()["error"]["message"]
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_life_and_readiness_need_no_key_and_differ(hub_cache, key_file, monkeypatch):
+    app = create_app(settings(EMBEDDER, api_key_file=key_file))
+    gate = asyncio.Event()
+    own = app.state.work.models.load
+
+    async def waits():
+        await gate.wait()
+        await own()
+
+    monkeypatch.setattr(app.state.work.models, "load", waits)
+    with TestClient(app) as found:
+        assert (found.get("/health").status_code, found.get("/ready").status_code) == (200, 503)
+        found.portal.call(gate.set)
+        for _ in range(200):
+            if found.get("/ready").status_code == 200:
+                break
+            found.portal.call(asyncio.sleep, 0.05)
+        assert found.get("/ready").json() == {"status": "ready"}
+
+
+def test_a_model_of_the_first_use_is_loaded_by_it(hub_cache, fresh_store):
+    with TestClient(create_app(settings({"model": EMBEDDER, "load": "first_use"}))) as found:
+        assert found.get("/ready").status_code in (200, 503)
+        assert not bge_runtime.loaded_models()
+        assert found.post("/v1/embeddings", json=BODY).status_code == 200
+        assert len(bge_runtime.loaded_models()) == 1
+    assert not bge_runtime.loaded_models()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"host": "0.0.0.0"}, "can be reached from other machines"),
+        ({"port": 70000}, "port=70000"),
+        ({"models": [{"model": EMBEDDER, "devcie": "cpu"}]}, "devcie"),
+        ({"models": []}, "models"),
+        ({"models": [{"model": EMBEDDER}, {"model": EMBEDDER}]}, "stand for two models"),
+        ({"models": [{"model": EMBEDDER, "name": "a:query"}]}, "a colon stands before the role"),
+    ],
+)
+def test_settings_that_are_wrong_are_refused(given, message):
+    with pytest.raises(ConfigurationError, match=message):
+        ServerSettings.read(**{"models": [{"model": EMBEDDER}], **given})
+
+
+def test_settings_of_a_file_give_way_to_arguments_and_the_environment_to_both(tmp_path, monkeypatch):
+    file = tmp_path / "serve.toml"
+    file.write_text('port = 9000\nmax_texts = 5\n[[models]]\nmodel = "a/b"\nname = "b"\n')
+    monkeypatch.setenv("BGE_SERVE_PORT", "1")
+    monkeypatch.setenv("BGE_SERVE_TIMEOUT_S", "7")
+    found = ServerSettings.read(file, port=9001)
+    assert (found.port, found.max_texts, found.timeout_s, found.models[0].shown) == (9001, 5, 7, "b")
+    file.write_text("port = ")
+    with pytest.raises(ConfigurationError, match="cannot be read as TOML"):
+        ServerSettings.read(file)
+
+
+@pytest.mark.parametrize("text", ["", "# none\n", "short\n"])
+def test_a_file_without_real_keys_is_refused_before_anything_is_served(tmp_path, text):
+    file = tmp_path / "keys"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match="Write one key a line"):
+        create_app(settings(EMBEDDER, api_key_file=file))
+
+
+def test_a_body_that_is_too_large_is_refused_by_what_it_says_and_by_what_it_is(hub_cache):
+    with TestClient(create_app(settings(EMBEDDER, max_body_bytes=2048))) as found:
+        text = json.dumps({**BODY, "input": ["a" * 4000]})
+        for content in (text, iter([text[:1500].encode(), text[1500:].encode()])):
+            answer = found.post("/v1/embeddings", content=content)
+            assert answer.status_code == 413
+            assert "larger than 2,048 bytes" in answer.json()["error"]["message"]
+        assert found.post("/v1/embeddings", json=BODY).status_code == 200
+
+
+async def asked(app, path, body, *, receive=None, headers=()):
+    """Ask an application; return status, headers and body."""
+    sent = []
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), *headers], "client": ("test", 1), "server": ("test", 1),
+        "scheme": "http", "http_version": "1.1", "root_path": "", "asgi": {"version": "3.0"},
+    }  # fmt: skip
+    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def given():
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, receive or given, send)
+    start = next((each for each in sent if each["type"] == "http.response.start"), {"status": None, "headers": []})
+    content = b"".join(each.get("body", b"") for each in sent if each["type"] == "http.response.body")
+    return start["status"], dict(start["headers"]), content
+
+
+async def test_a_slow_body_is_given_up(hub_cache):
+    async def never():
+        await asyncio.Event().wait()
+
+    app = create_app(settings(EMBEDDER, body_timeout_s=0.05))
+    status, _, content = await asked(app, "/v2/embed", {}, receive=never)
+    assert status == 408
+    assert b"has not come within 0.05 s" in content
+
+
+async def test_a_client_that_goes_takes_its_work_along(hub_cache, monkeypatch):
+    app = create_app(settings(EMBEDDER))
+    await app.state.work.models.load()
+    started, released, computed = asyncio.Event(), [], []
+    forward, loop = worker._forward, asyncio.get_running_loop()
+
+    def slow(backend, sequences, output):
+        loop.call_soon_threadsafe(started.set)
+        released.append(0)
+        time.sleep(0.3)
+        computed.extend(sequences)
+        return forward(backend, sequences, output)
+
+    monkeypatch.setattr(worker, "_forward", slow)
+    body = {"model": EMBEDDER, "input": [f"text {number} " * 60 for number in range(400)]}
+    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def leaves():
+        if messages:
+            return messages.pop()
+        await started.wait()
+        return {"type": "http.disconnect"}
+
+    status, _, _ = await asyncio.wait_for(asked(app, "/v1/embeddings", {}, receive=leaves), 10)
+    assert status == 499
+    assert app.state.work._admission.queued_tokens == 0
+    await asyncio.sleep(0.7)
+    assert 0 < len(computed) < 400
+    await app.state.work.models.close()
+
+
+async def test_work_that_takes_too_long_is_given_up(hub_cache, monkeypatch):
+    app = create_app(settings(EMBEDDER, timeout_s=0.1))
+    await app.state.work.models.load()
+    forward = worker._forward
+
+    def slow(*given):
+        time.sleep(0.5)
+        return forward(*given)
+
+    monkeypatch.setattr(worker, "_forward", slow)
+    status, _, content = await asked(app, "/v1/embeddings", BODY)
+    assert status == 504
+    assert json.loads(content)["error"]["type"] == "timeout_error"
+    await app.state.work.models.close()
+
+
+async def test_a_key_with_too_much_waiting_is_told_when_to_come_again(hub_cache, monkeypatch, key_file):
+    app = create_app(settings(EMBEDDER, max_queued_tokens=50, api_key_file=key_file))
+    await app.state.work.models.load()
+    app.state.work._admission._rate.tokens_per_s = 10.0
+    forward, go = worker._forward, []
+
+    def slow(*given):
+        while not go:
+            time.sleep(0.01)
+        return forward(*given)
+
+    monkeypatch.setattr(worker, "_forward", slow)
+    headers = [[(b"authorization", f"Bearer {key}".encode())] for key in KEYS]
+    body = {"model": EMBEDDER, "input": ["a cat " * 20]}
+    first = asyncio.ensure_future(asked(app, "/v1/embeddings", body, headers=headers[0]))
+    await asyncio.sleep(0.2)
+    status, told, content = await asked(app, "/v1/embeddings", body, headers=headers[0])
+    assert status == 429
+    # 42 and 42 tokens, of which 34 are too many, at ten a second.
+    assert told[b"retry-after"] == b"4"
+    assert b"42 tokens of this key are waiting" in content
+    other = asyncio.ensure_future(asked(app, "/v1/embeddings", body, headers=headers[1]))
+    await asyncio.sleep(0.1)
+    go.append(1)
+    assert [(await each)[0] for each in (first, other)] == [200, 200]
+    await app.state.work.models.close()
+
+
+def test_a_request_fits_into_an_empty_queue_whatever_its_limit():
+    admission = Admission(max_tokens=100, max_queued_tokens=10, rate=Rate())
+    with admission.slot("a", 50), pytest.raises(Busy), admission.slot("a", 1):
+        pass
+    assert admission.queued_tokens == 0
+    with (
+        pytest.raises(bge_runtime.InputError, match="101 tokens together, and a request may have 100"),
+        admission.slot("a", 101),
+    ):
+        pass
+
+
+def test_the_speed_is_that_of_the_last_batches():
+    rate, place = Rate(), {"model": "m", "backend": "b", "device": "d", "precision": "p"}
+    for tokens in (100, 200):
+        rate.on_batch(
+            BatchEvent(
+                output="cls", inputs=1, jobs=1, tokens=tokens, padded_tokens=tokens, seconds=1.0, queue_s=(), **place
+            )
+        )
+    assert rate.tokens_per_s == pytest.approx(110)
+
+
+def test_neither_texts_nor_keys_are_logged(guarded, caplog):
+    caplog.set_level(logging.DEBUG)
+    secret = "a secret that nobody may read"
+    for body in ({**BODY, "input": [secret]}, {**BODY, "input": {"x": secret}}, {"model": secret, "input": secret}):
+        answer = guarded.post("/v1/embeddings", json=body, headers={"authorization": f"Bearer {KEYS[0]}"})
+        assert answer.status_code in (200, 404, 422)
+    guarded.get(f"/v1/models?api_key={KEYS[1]}")
+    assert "POST /v1/embeddings 200" in caplog.text
+    assert secret not in caplog.text
+    assert not any(key in caplog.text for key in KEYS)
+
+
+def test_metrics_count_requests_tokens_and_what_was_cut(guarded):
+    headers = {"authorization": f"Bearer {KEYS[0]}"}
+    guarded.post("/v1/embeddings", json={**BODY, "input": ["word " * 600]}, headers=headers)
+    text = guarded.get("/metrics", headers=headers).text
+    assert 'bge_requests_total{route="/v1/embeddings",status="200"} 1.0' in text
+    assert "bge_queued_tokens 0.0" in text
+    assert f'bge_truncated_inputs_total{{model="{EMBEDDER}"}} 1.0' in text
+    assert "bge_tokens_total{" in text

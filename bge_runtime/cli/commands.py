@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 import bge_runtime
-from bge_runtime.cli import training
+from bge_runtime.cli import bulk, training
 from bge_runtime.cli.output import (
     AsJson,
     Corpus,
@@ -74,6 +74,7 @@ app = typer.Typer(
 
 app.add_typer(training.data, name="data")
 app.add_typer(training.train, name="train")
+app.command("embed", epilog="Example: bge embed corpus.jsonl --out vectors --model BAAI/bge-small-en-v1.5")(bulk.embed)
 app.command("mine", epilog="Example: bge mine train.jsonl --corpus corpus.jsonl --out mined.jsonl")(training.mine)
 app.command("mix", epilog="Example: bge mix BAAI/bge-small-en-v1.5 tuned --weights 0.5,0.5 --out mixed")(training.mix)
 

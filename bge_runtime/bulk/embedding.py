@@ -211,9 +211,9 @@ def _check_folder(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise ConfigurationError(f"out={str(folder)!r} is a file. Name a folder that is new or empty.")
-    # Of a run that was killed before it knew its input.
-    ours = {LOCK, IDS, f".{MANIFEST}.new"}
-    if odd := sorted(path.name for path in folder.iterdir() if path.name not in ours):
+    # What a run leaves that was killed before it knew its input, or holds while it reads it.
+    ours = (LOCK, IDS, f".{MANIFEST}")
+    if odd := sorted(path.name for path in folder.iterdir() if not path.name.startswith(ours)):
         raise ConfigurationError(
             f"out={str(folder)!r} holds {odd[0]!r} and no manifest of a run. Name a folder that is new or empty."
         )

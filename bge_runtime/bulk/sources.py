@@ -11,7 +11,7 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -317,21 +317,24 @@ def _parquet(file: InputFile, text_column: str, id_column: str, start: int) -> I
 
 
 def _csv(file: InputFile, text_column: str, id_column: str, start: int) -> Iterator[Record]:
-    with file.opened() as stream:
-        names = next(csv.reader(io.TextIOWrapper(stream, "utf-8-sig", newline="")), [])
+    with io.TextIOWrapper(file.opened(), "utf-8-sig", newline="") as header:
+        names = next(csv.reader(header), [])
     if text_column not in names:
         yield Record(1, MISSING, MISSING, names)
         return
     wanted = [name for name in dict.fromkeys((text_column, id_column)) if name in names]
     # Text as it stands: "007" and "NA" are texts too.
     convert = arrow_csv.ConvertOptions(column_types={name: pa.string() for name in wanted}, include_columns=wanted)
-    with file.opened() as stream, closing(pa.PythonFile(stream, mode="r")) as packed:
-        batches = arrow_csv.open_csv(
-            packed,
+    packing = "gzip" if file.path.suffix.lower() == ".gz" else None
+    with (
+        pa.input_stream(file.path, compression=packing) as stream,
+        arrow_csv.open_csv(
+            stream,
             read_options=arrow_csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False),
             parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
             convert_options=convert,
-        )
+        ) as batches,
+    ):
         yield from islice(_of_batches(batches, names, text_column, id_column, 0), start, None)
 
 

@@ -9,10 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from importlib.util import find_spec as find_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from bge_runtime import (
@@ -89,6 +92,7 @@ def embed_to_parquet(
     format: Format = "float32",
     outputs: Sequence[Output] = ("dense",),
     part_rows: int | None = None,
+    ray: str | None = None,
     show_progress: bool = False,
 ) -> BulkResult:
     """Embed every text of files into Parquet files, and go on where an earlier run ended.
@@ -112,6 +116,9 @@ def embed_to_parquet(
         outputs: Some of `dense`, `sparse` and `multi_vector`, as far as the model has them. Token vectors are float16
             where `format` is, else float32.
         part_rows: Rows of each part but the last; `None` is 50,000, with `multi_vector` 2,000.
+        ray: Address of a Ray cluster that computes the parts: `auto`, `local`, `ray://HOST:PORT`. There is a worker for
+            each GPU, or for each machine where there is none; all see input and folder under the same paths. `None`
+            computes them here.
         show_progress: Whether to show a progress bar on standard error.
 
     Returns:
@@ -128,13 +135,15 @@ def embed_to_parquet(
     started = time.monotonic()
     texts = Source.open(_path(source, "source"), text_column=_name(text_column), id_column=id_column)
     settings = checked_settings(embedder, texts, role, format, outputs, part_rows)
+    if ray is not None:
+        _check_ray(ray)
     folder = _path(out, "out")
     with _written(folder):
         _check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, doing="embedding", name=LOCK):
             run = _Run(folder, texts, settings, embedder, show_progress=show_progress)
-            return run.finished(started)
+            return run.finished(started, ray)
 
 
 def checked_settings(
@@ -178,6 +187,13 @@ def checked_settings(
 def _choose(value: object, name: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ConfigurationError(f"{name}={value!r} is not allowed. Use {', '.join(map(repr, allowed))}.")
+
+
+def _check_ray(address: object) -> None:
+    if not isinstance(address, str) or not address:
+        raise ConfigurationError(f"ray={address!r} is not allowed. Pass an address, such as 'auto' or 'local'.")
+    if find_module("ray") is None:
+        raise ConfigurationError('ray= (--ray) needs ray: pip install "bge-integrations[ray]"')
 
 
 def _path(value: str | os.PathLike[str], name: str) -> Path:
@@ -258,19 +274,18 @@ class _Run:
         manifest.write(self._folder)
         return manifest
 
-    def finished(self, started: float) -> BulkResult:
-        """Compute what is missing, and return what was done."""
-        begun = begun_parts(self._folder)
-        for path in begun:
-            path.unlink(missing_ok=True)
+    def finished(self, started: float, ray: str | None) -> BulkResult:
+        """Compute what is missing, here or on a cluster, and return what was done."""
         missing = [part for part in range(self._manifest.part_count) if part not in self._manifest.parts]
-        lost = set(begun.values()) & set(missing)
+        lost = self._swept() & set(missing)
         computing = 0.0
         if missing:
-            self._embedder.warm_up()
+            if ray is None:
+                self._embedder.warm_up()
             since = time.monotonic()
-            self._compute(missing)
+            lost |= self._compute(missing) if ray is None else self._compute_on(ray, missing)
             computing = time.monotonic() - since
+            self._swept()
             for file in self._source.files:
                 file.check_unchanged()
         manifest = self._manifest
@@ -287,7 +302,37 @@ class _Run:
             changed=bool(missing),
         )
 
-    def _compute(self, missing: Sequence[int]) -> None:
+    def _swept(self) -> set[int]:
+        """Take away what was begun and never finished; return of which parts."""
+        begun = begun_parts(self._folder)
+        for path in begun:
+            path.unlink(missing_ok=True)
+        return set(begun.values())
+
+    def _compute_on(self, ray: str, missing: Sequence[int]) -> set[int]:
+        """Have a cluster compute parts; return those that a worker lost."""
+        from bge_runtime.bulk.clusters import Job, compute_on_ray
+
+        job = Job(
+            folder=self._folder.resolve(),
+            source=self._source.resolved(),
+            embedder=self._embedder,
+            manifest=replace(self._manifest, parts={}),
+            blocks=blocks,
+        )
+        lost: set[int] = set()
+        with self._bar(self._manifest.rows, self._embedder.model) as bar:
+            _place(bar, sum(record.rows for record in self._manifest.parts.values()))
+
+            def note(part: int, record: PartRecord) -> None:
+                self._note(part, record)
+                if bar is not None:
+                    bar.update(record.rows)
+
+            compute_on_ray(ray, job, missing, on_ranges=self._fix_ranges, on_part=note, on_lost=lost.add)
+        return lost
+
+    def _compute(self, missing: Sequence[int]) -> set[int]:
         """Embed parts: one is read while another is computed and a third is written."""
         reader, writer = (ThreadPoolExecutor(1, thread_name_prefix=f"bge-bulk-{name}") for name in ("read", "write"))
         parts = self._read(missing)
@@ -305,6 +350,7 @@ class _Run:
             if writing is not None:
                 writing.result()
             _place(bar, done)
+        return set()
 
     def _read(self, missing: Sequence[int]) -> Iterator[tuple[int, list[Row]]]:
         """Yield parts with their rows; those that follow each other are read in one go."""
@@ -331,7 +377,7 @@ class _Run:
         try:
             for ids, encoded in blocks(self._embedder, rows, self._manifest.settings):
                 if self._layout.format == "int8" and self._manifest.ranges is None and encoded.dense is not None:
-                    self._fix_ranges(encoded)
+                    self._fix_ranges(quantization_ranges(encoded.dense))
                 if writing is not None:
                     writing.result()
                 writing = writer.submit(self._add, file, ids, encoded)
@@ -343,10 +389,9 @@ class _Run:
             raise
         return writer.submit(self._put, file, self._embedder.truncated_count - truncated, writing)
 
-    def _fix_ranges(self, encoded: EncodedTexts) -> None:
+    def _fix_ranges(self, ranges: NDArray[np.float32]) -> None:
         """Keep ranges before the first vector that is quantised by them."""
-        assert encoded.dense is not None
-        self._manifest = replace(self._manifest, ranges=quantization_ranges(encoded.dense))
+        self._manifest = replace(self._manifest, ranges=ranges)
         self._manifest.write(self._folder)
 
     def _add(self, file: PartFile, ids: Sequence[str], encoded: EncodedTexts) -> None:
@@ -356,9 +401,12 @@ class _Run:
         if added is not None:
             added.result()
         record = file.finish(truncated)
-        self._manifest = self._manifest.with_part(file.part, record)
-        self._manifest.write(self._folder)
+        self._note(file.part, record)
         return record
+
+    def _note(self, part: int, record: PartRecord) -> None:
+        self._manifest = self._manifest.with_part(part, record)
+        self._manifest.write(self._folder)
 
     @contextmanager
     def _bar(self, total: int | None, name: str) -> Iterator[Any]:

@@ -66,7 +66,9 @@ class Settings:
         """
         advice = f"Name another folder, or delete {str(folder)!r} to begin anew."
         for name in ("identity", "output_identity"):
-            if getattr(self, name) != getattr(found, name):
+            # The second is empty where no output needs it: then the outputs differ, and not the model.
+            both = getattr(self, name) and getattr(found, name)
+            if both and getattr(self, name) != getattr(found, name):
                 raise IndexIdentityError(
                     f"{str(folder)!r} was begun with {found.model!r} ({name} {getattr(found, name)[:12]!r}), not with "
                     f"{self.model!r} as it is set here ({getattr(self, name)[:12]!r}): other weights, instructions, "
@@ -75,7 +77,8 @@ class Settings:
         told = [
             f"{each.name} is {getattr(found, each.name)!r} there and {getattr(self, each.name)!r} here"
             for each in fields(self)
-            if each.name != "model" and getattr(self, each.name) != getattr(found, each.name)
+            if each.name not in ("model", "identity", "output_identity")
+            and getattr(self, each.name) != getattr(found, each.name)
         ]
         if told:
             raise ConfigurationError(f"{str(folder)!r} was begun with other settings: {'; '.join(told)}. {advice}")

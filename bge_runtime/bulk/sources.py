@@ -12,7 +12,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -169,6 +169,10 @@ class Source:
             first = next((record for file in files for record in source._records(file, 0)), None)
             chosen = chosen if first is not None and first.id is not MISSING else ""
         return cls(files, text_column, chosen)
+
+    def resolved(self) -> Source:
+        """Return the same with paths that hold in any working directory."""
+        return replace(self, files=tuple(replace(file, path=file.path.resolve()) for file in self.files))
 
     def rows(self, start: int = 0, counts: Sequence[int] = ()) -> Iterator[Row]:
         """Yield the rows, from one on.

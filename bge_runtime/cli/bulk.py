@@ -65,6 +65,9 @@ def embed(
     max_length: Annotated[int | None, typer.Option(help="Longest text in tokens; the model's own by default.")] = None,
     dimension: Annotated[int | None, typer.Option(help="Keep so many leading dimensions.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps; chosen by default.")] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Ray cluster that computes: auto, local, ray://HOST:PORT.")
+    ] = None,
     plan: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Write nothing: tell what N texts would take; INPUT is a sample."),
@@ -109,6 +112,7 @@ def embed(
         format=format.value,
         outputs=outputs,
         part_rows=part_rows,
+        ray=ray,
         show_progress=on_terminal(),
     )
     print_json(result.as_dict()) if as_json else _print_result(result)

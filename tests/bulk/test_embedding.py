@@ -113,6 +113,16 @@ def test_all_outputs_of_a_model_with_heads(hub_cache, corpus, tmp_path):
     assert read(only).column_names == ["id", "sparse"]
 
 
+def test_other_outputs_of_the_same_model_are_another_setting(hub_cache, corpus, tmp_path):
+    with Embedder("BAAI/bge-m3") as embedder:
+        embed_to_parquet(corpus, tmp_path / "out", embedder)
+        with pytest.raises(
+            ConfigurationError, match=r"outputs is \('dense',\) there and \('dense', 'sparse'\) here"
+        ) as told:
+            embed_to_parquet(corpus, tmp_path / "out", embedder, outputs=["dense", "sparse"])
+    assert not isinstance(told.value, IndexIdentityError)
+
+
 def test_texts_that_are_cut_are_counted_over_all_runs(tmp_path, hub_cache):
     file = tmp_path / "a.txt"
     file.write_text("\n".join(["short", "a " * 20, "also short", "b " * 20, "c " * 20]))

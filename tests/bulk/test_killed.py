@@ -44,7 +44,7 @@ def test_ended_before_any_of_its_steps_a_run_goes_on(tmp_path, corpus, embedder,
     with ending(0, end) as steps:
         run(corpus, tmp_path / "whole", format, embedder)
     assert steps.taken > 30
-    for at in range(1, steps.taken + 1):
+    for at in range(1, steps.taken + 1, 1 if format == "float32" else 3):
         out = tmp_path / f"cut{at}"
         with pytest.raises(Killed), ending(at, end):
             run(corpus, out, format, embedder)

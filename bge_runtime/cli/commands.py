@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 import bge_runtime
-from bge_runtime.cli import serving, training
+from bge_runtime.cli import bulk, serving, training
 from bge_runtime.cli.output import (
     AsJson,
     Corpus,
@@ -77,6 +77,7 @@ app.add_typer(training.train, name="train")
 app.command("serve", epilog="Example: bge serve --model BAAI/bge-m3 --model BAAI/bge-reranker-v2-m3 --port 8080")(
     serving.serve
 )
+app.command("embed", epilog="Example: bge embed corpus.jsonl --out vectors --model BAAI/bge-small-en-v1.5")(bulk.embed)
 app.command("mine", epilog="Example: bge mine train.jsonl --corpus corpus.jsonl --out mined.jsonl")(training.mine)
 app.command("mix", epilog="Example: bge mix BAAI/bge-small-en-v1.5 tuned --weights 0.5,0.5 --out mixed")(training.mix)
 

@@ -123,18 +123,23 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, doing: str = "migrating", name: str = LOCK) -> Iterator[None]:
     """Keep other processes from the folder; the lock ends with the process that holds it.
+
+    Args:
+        folder: Where the lock's file is.
+        doing: What is done there, for the error.
+        name: Of the lock's file, which stays.
 
     Raises:
         ConfigurationError: Another process is there.
     """
-    with closing(sqlite3.connect(folder / LOCK, timeout=0, isolation_level=None)) as lock:
+    with closing(sqlite3.connect(folder / name, timeout=0, isolation_level=None)) as lock:
         try:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             raise ConfigurationError(
-                f"Another process is migrating into {str(folder)!r} ({error}). Wait for it, or end it and call again."
+                f"Another process is {doing} into {str(folder)!r} ({error}). Wait for it, or end it and call again."
             ) from error
         yield
 

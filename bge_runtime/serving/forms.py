@@ -14,8 +14,8 @@ from bge_runtime import InputError, quantize_embeddings
 __all__ = ["FORMS", "in_base64", "in_form", "text_of"]
 
 FORMS = ("float", "int8", "uint8", "binary", "ubinary", "base64")
-# Bytes of all requests must mean the same, so that their range is fixed, 127 steps to each side: so many times the standard deviation of a
-# unit vector's values, which is 1 / sqrt(dimension). Values beyond it are at its end.
+# Bytes of all requests must mean the same, so that their range is fixed, 127 steps to each side: so many times the
+# standard deviation of a unit vector's values, which is 1 / sqrt(dimension). Values beyond it are at its end.
 SPAN = 6.0
 
 

@@ -58,7 +58,10 @@ def create_app(settings: ServerSettings) -> FastAPI:
             for hook in hooks:
                 bge_runtime.remove_hook(hook)
 
-    app = FastAPI(title="bge-integrations", version=bge_runtime.__version__, lifespan=living)
+    # Pages that show the description would load scripts from elsewhere.
+    app = FastAPI(
+        title="bge-integrations", version=bge_runtime.__version__, lifespan=living, docs_url=None, redoc_url=None
+    )
     app.state.work = work
     for each in (openai, cohere, native, tei):
         app.include_router(each.router)

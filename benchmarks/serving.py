@@ -32,9 +32,8 @@ CALLERS = 64
 CLIENTS_THAT_INGEST = 8
 LONE = 200
 QUESTIONS = [f"what does the {number}th valve of the pump do" for number in range(512)]
-PASSAGES = [
-    f"Passage {number}: " + "the pump moves the water through the valve and the filter " * 6 for number in range(256)
-]
+SENTENCE = "the pump moves the water through the valve and the filter "
+PASSAGES = [f"Passage {number}: {SENTENCE * 6}" for number in range(256)]
 
 
 def latencies(call: Any, count: int) -> list[float]:
@@ -157,11 +156,10 @@ def main() -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
         server = Server(asked.model)
         try:
-            rows.append(
-                {"in process": json.loads(done.stdout), "server": over_http(server.address, asked.model, asked.seconds)}
-            )
+            served = over_http(server.address, asked.model, asked.seconds)
         finally:
             server.end()
+        rows.append({"in process": json.loads(done.stdout), "server": served})
         print(json.dumps(rows[-1]), flush=True)
     middle = {
         "p50 over in process, ms": statistics.median(r["server"]["p50_ms"] - r["in process"]["p50_ms"] for r in rows),

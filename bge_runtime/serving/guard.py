@@ -56,7 +56,9 @@ class Guard:
             route = getattr(scope.get("route"), "path", "unknown")
             self._monitoring.requests.labels(route, str(status)).inc()
             self._monitoring.seconds.labels(route).observe(seconds)
-            logger.info("%s %.200s %d %.1f ms", scope["method"], path, status, seconds * 1e3)
+            # Escaped: a path must not fake a line.
+            shown = path.encode("unicode_escape").decode()
+            logger.info("%s %.200s %d %.1f ms", scope["method"], shown, status, seconds * 1e3)
 
     async def _let_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]

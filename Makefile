@@ -27,7 +27,7 @@ GPU_PYTHON ?=
 OUT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test test-latest test-lowest test-of-the-runtime test-of-the-rest test-slow check docs extras migration-check reference-check milvus-check browser-check published bench tables gpu-check
+.PHONY: help setup lock demo test test-latest test-lowest test-of-the-runtime test-of-the-rest test-slow check docs extras migration-check reference-check milvus-check clients-check browser-check published bench tables gpu-check
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -68,6 +68,8 @@ lock: $(BIN)/uv ## Renew the locks after a change of requirements; UPGRADE=1 tak
 		--output-file locks/milvus-langchain.txt
 	$(LOCK) pyproject.toml --extra llamaindex --group locked tests/milvus/llamaindex.txt \
 		--output-file locks/milvus-llamaindex.txt
+	$(LOCK) pyproject.toml --extra langchain --extra llamaindex --extra serve --extra telemetry --group locked tests/clients/requirements.txt \
+		--output-file locks/clients.txt
 	@mkdir -p locks/benchmarks
 	@for name in $(basename $(notdir $(wildcard benchmarks/requirements/*.txt))); do \
 		echo "locks/benchmarks/$$name.txt"; \
@@ -131,6 +133,9 @@ reference-check: setup $(ENVIRONMENTS)/reference/.ready ## Compare results with 
 milvus-check: $(ENVIRONMENTS)/milvus-langchain/.ready $(ENVIRONMENTS)/milvus-llamaindex/.ready ## Hybrid search on Milvus Lite, through both frameworks
 	$(ENVIRONMENTS)/milvus-langchain/bin/python -m pytest -v tests/milvus/check_langchain.py -o python_functions="check_*"
 	$(ENVIRONMENTS)/milvus-llamaindex/bin/python -m pytest -v tests/milvus/check_llamaindex.py -o python_functions="check_*"
+
+clients-check: $(ENVIRONMENTS)/clients/.ready ## Clients of OpenAI, Cohere, TEI and both frameworks against a running server
+	$(ENVIRONMENTS)/clients/bin/python -m pytest -v tests/clients/check_clients.py -o python_functions="check_*"
 
 browser-check: setup ## Look at a report in headless Chromium, on a telephone and on a screen
 	$(BIN)/python -m pytest tests/evaluation/check_browser.py -o python_functions="check_*"

@@ -20,9 +20,10 @@ from bge_runtime import (
 __all__ = ["HEADERS", "error_answer", "json_answer", "problem_of", "status_of"]
 
 HEADERS = {"identity": "x-bge-identity", "truncated": "x-bge-truncated-inputs"}
-# By the beginning of a path: which format an error is told in; whatever else is OpenAI's.
+# By path: which format an error is told in; whatever else is OpenAI's.
 SHAPES = {
-    "/v2/": "cohere",
+    "/": "tei",
+    "/v1/embed": "cohere",
     "/embed": "tei",
     "/embed_sparse": "tei",
     "/rerank": "tei",
@@ -55,7 +56,7 @@ def json_answer(content: Any, status: int = 200, headers: dict[str, str] | None 
 def error_answer(path: str, status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     """Return an error in the shape of the format that a path belongs to."""
     kind, tei = KINDS.get(status, KINDS[400])
-    shape = next((name for start, name in SHAPES.items() if path == start or path.startswith(start)), "openai")
+    shape = SHAPES.get(path, "cohere" if path.startswith("/v2/") else "openai")
     if shape == "cohere":
         content: dict[str, Any] = {"message": message}
     elif shape == "tei":

@@ -1,8 +1,9 @@
-"""Cohere's format: `/v2/embed` and `/v2/rerank`."""
+"""Cohere's format: `/v2/embed`, `/v2/rerank`, and `/v1/embed`, which langchain-cohere still asks."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -33,6 +34,16 @@ class EmbedRequest(BaseModel):
     truncate: Literal["NONE", "START", "END"] = "END"
 
 
+class OldEmbedRequest(BaseModel):
+    """A request of `/v1/embed`."""
+
+    model: str
+    texts: list[str]
+    input_type: Literal["search_document", "search_query", "classification", "clustering"] | None = None
+    embedding_types: list[Form] | None = None
+    truncate: Literal["NONE", "START", "END"] = "END"
+
+
 class RerankRequest(BaseModel):
     """A request of `/v2/rerank`."""
 
@@ -45,27 +56,17 @@ class RerankRequest(BaseModel):
 @router.post("/v2/embed")
 async def embed(request: Request, body: EmbedRequest) -> Response:
     """Embed texts."""
-    work: Work = request.app.state.work
     if body.texts is None or body.inputs is not None or body.images is not None:
         raise InputError("Send texts; inputs and images are not embedded by this route.")
-    if body.truncate == "START":
-        raise InputError("truncate='START' is not offered: models read the beginning of a text. Use 'END' or 'NONE'.")
-    done = await work.embed(
-        request,
-        work.models.find(body.model),
-        body.texts,
-        role="query" if body.input_type == "search_query" else "document",
-        dimensions=body.output_dimension,
-        may_truncate=body.truncate != "NONE",
+    return await _embedded(
+        request, body.model, body.texts, body.input_type, body.truncate, body.embedding_types, body.output_dimension
     )
-    content = {
-        "id": str(uuid.uuid4()),
-        "response_type": "embeddings_by_type",
-        "embeddings": {form: in_form(done.found, form) for form in dict.fromkeys(body.embedding_types)},
-        "texts": body.texts,
-        "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": done.tokens}},
-    }
-    return json_answer(content, headers=done.headers)
+
+
+@router.post("/v1/embed")
+async def old_embed(request: Request, body: OldEmbedRequest) -> Response:
+    """Embed texts; without `embedding_types` vectors stand under no name."""
+    return await _embedded(request, body.model, body.texts, body.input_type, body.truncate, body.embedding_types)
 
 
 @router.post("/v2/rerank")
@@ -79,5 +80,37 @@ async def rerank(request: Request, body: RerankRequest) -> Response:
         "id": str(uuid.uuid4()),
         "results": [{"index": each.index, "relevance_score": each.score} for each in done.found],
         "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}},
+    }
+    return json_answer(content, headers=done.headers)
+
+
+async def _embedded(
+    request: Request,
+    model: str,
+    texts: list[str],
+    input_type: str | None,
+    truncate: str,
+    forms: Sequence[str] | None,
+    dimensions: int | None = None,
+) -> Response:
+    work: Work = request.app.state.work
+    if truncate == "START":
+        raise InputError("truncate='START' is not offered: models read the beginning of a text. Use 'END' or 'NONE'.")
+    done = await work.embed(
+        request,
+        work.models.find(model),
+        texts,
+        role="query" if input_type == "search_query" else "document",
+        dimensions=dimensions,
+        may_truncate=truncate != "NONE",
+    )
+    content = {
+        "id": str(uuid.uuid4()),
+        "response_type": "embeddings_floats" if forms is None else "embeddings_by_type",
+        "embeddings": done.found
+        if forms is None
+        else {form: in_form(done.found, form) for form in dict.fromkeys(forms)},
+        "texts": texts,
+        "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": done.tokens}},
     }
     return json_answer(content, headers=done.headers)

@@ -98,8 +98,11 @@ class Guard:
         if not self._keys:
             return "everybody", None
         given = headers.get(b"x-api-key", b"")
-        if (authorization := headers.get(b"authorization", b""))[:7].lower() == b"bearer ":
-            given = authorization[7:].strip()
+        scheme, _, rest = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"bearer":
+            given = rest.strip()
+        elif scheme and not rest:  # a key alone, as LlamaIndex's reranker for TEI sends it
+            given = scheme
         if not given:
             return "", "A key is needed here. Send it as 'Authorization: Bearer KEY'."
         # All of them are compared, each in constant time: how long it takes says nothing of any key.

@@ -44,7 +44,9 @@ class TokenizeRequest(BaseModel):
     inputs: str | list[str]
 
 
+# The second is what huggingface_hub's InferenceClient asks.
 @router.post("/embed")
+@router.post("/")
 async def embed(request: Request, body: EmbedRequest) -> Response:
     """Embed texts."""
     work: Work = request.app.state.work

@@ -115,6 +115,17 @@ def test_cohere_gives_every_form_of_the_same_vectors(client, embedder, input_typ
     assert told["meta"]["billed_units"]["input_tokens"] > 0
 
 
+def test_cohere_s_older_route_gives_the_same_with_and_without_names(client, embedder):
+    body = {"model": EMBEDDER, "texts": TEXTS, "input_type": "search_query"}
+    plain = client.post("/v1/embed", json=body).json()
+    named = client.post("/v1/embed", json={**body, "embedding_types": ["float"]}).json()
+    wanted = embedder.encode_queries(TEXTS)
+    assert np.abs(np.array(plain["embeddings"]) - wanted).max() < 1e-6
+    assert np.abs(np.array(named["embeddings"]["float"]) - wanted).max() < 1e-6
+    assert (plain["response_type"], named["response_type"]) == ("embeddings_floats", "embeddings_by_type")
+    assert "message" in client.post("/v1/embed", json={**body, "model": "none"}).json()
+
+
 def test_cohere_refuses_to_cut_where_it_is_told_not_to_and_counts_what_was_cut(client):
     body = {"model": EMBEDDER, "texts": ["word " * 600, "short"], "input_type": "search_document"}
     refused = client.post("/v2/embed", json={**body, "truncate": "NONE"})

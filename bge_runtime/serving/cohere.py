@@ -29,9 +29,9 @@ class EmbedRequest(BaseModel):
     texts: list[str] | None = None
     inputs: list[dict[str, Any]] | None = None
     images: list[str] | None = None
-    embedding_types: list[Form] = Field(default=["float"], min_length=1)
+    embedding_types: list[Form] | None = Field(default=None, min_length=1, description="float where none is named.")
     output_dimension: int | None = Field(default=None, ge=1)
-    truncate: Literal["NONE", "START", "END"] = "END"
+    truncate: Literal["NONE", "START", "END"] | None = None
 
 
 class OldEmbedRequest(BaseModel):
@@ -41,7 +41,7 @@ class OldEmbedRequest(BaseModel):
     texts: list[str]
     input_type: Literal["search_document", "search_query", "classification", "clustering"] | None = None
     embedding_types: list[Form] | None = None
-    truncate: Literal["NONE", "START", "END"] = "END"
+    truncate: Literal["NONE", "START", "END"] | None = None
 
 
 class RerankRequest(BaseModel):
@@ -59,7 +59,13 @@ async def embed(request: Request, body: EmbedRequest) -> Response:
     if body.texts is None or body.inputs is not None or body.images is not None:
         raise InputError("Send texts; inputs and images are not embedded by this route.")
     return await _embedded(
-        request, body.model, body.texts, body.input_type, body.truncate, body.embedding_types, body.output_dimension
+        request,
+        body.model,
+        body.texts,
+        body.input_type,
+        body.truncate,
+        body.embedding_types or ["float"],
+        body.output_dimension,
     )
 
 
@@ -89,7 +95,7 @@ async def _embedded(
     model: str,
     texts: list[str],
     input_type: str | None,
-    truncate: str,
+    truncate: str | None,
     forms: Sequence[str] | None,
     dimensions: int | None = None,
 ) -> Response:

@@ -31,7 +31,7 @@ class EmbeddingsRequest(BaseModel):
 
     model: str = Field(description="NAME, or NAME:query and NAME:document for clients that cannot send input_type.")
     input: str | list[str] | list[int] | list[list[int]]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
     input_type: Literal["query", "document", "search_query", "search_document"] | None = Field(
         default=None, description="Whose instruction the texts get; document where neither this nor the name says it."

@@ -154,8 +154,10 @@ def check_llama_index_tei_rerank(server, scores):
     assert_ranked([(TEXTS.index(each.node.text), each.score) for each in found], scores, top_n=4)
 
 
-def check_huggingface_hub(server, documents):
-    from huggingface_hub import InferenceClient
+def check_huggingface_hub(server, documents, monkeypatch):
+    from huggingface_hub import InferenceClient, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # it asks nobody but the server
 
     client = InferenceClient(model=server.address, token=KEY)
     for text, row in zip(TEXTS, documents, strict=True):

@@ -448,7 +448,7 @@ def _counting(bar: Any) -> Iterator[None]:
     if bar is None:
         yield
         return
-    counter = _Counter(bar)  # type: ignore[abstract]  # the other methods of a hook do nothing
+    counter = _Counter(bar)
     add_hook(counter)
     try:
         yield

@@ -221,7 +221,7 @@ def train_embedder(
             model=embedder,
             settings=settings,
             loss=loss.value,
-            outputs=[each.strip() for each in outputs.split(",")],
+            outputs=tuple(each.strip() for each in outputs.split(",")),  # type: ignore[misc]  # checked there
             temperature=temperature,
             teacher_temperature=teacher_temperature,
             matryoshka=_numbers(matryoshka, "--matryoshka"),

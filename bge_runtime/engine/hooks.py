@@ -145,20 +145,27 @@ class Hook(Protocol):
     Whatever they raise is logged once and goes no further.
     """
 
+    # Each says `return`, since type checkers take a method without a body for one that a subclass has to write.
+
     def on_load(self, event: LoadEvent) -> None:
         """Weights were read into memory."""
+        return
 
     def on_batch(self, event: BatchEvent) -> None:
         """A forward pass was made."""
+        return
 
     def on_out_of_memory(self, event: OutOfMemoryEvent) -> None:
         """A batch did not fit and is tried again in smaller ones."""
+        return
 
     def on_error(self, event: ErrorEvent) -> None:
         """Calls failed."""
+        return
 
     def on_unload(self, event: UnloadEvent) -> None:
         """Weights were freed."""
+        return
 
 
 _METHODS = {

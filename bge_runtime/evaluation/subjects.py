@@ -304,8 +304,8 @@ class ModelSubject:
         first = {query: found[: self._depth] for query, found in hits.items()}
         pairs = [(texts[query], hit.text) for query, found in first.items() for hit in found]
         started = time.perf_counter()
-        found, computed = score_pairs(reranker, pairs, self._cache, show_progress=self._show_progress)
-        scores = iter(found)
+        all_scores, computed = score_pairs(reranker, pairs, self._cache, show_progress=self._show_progress)
+        scores = iter(all_scores)
         ordered = {}
         for query, found in first.items():
             scored = [Hit(ids=hit.ids, score=float(next(scores)), text=hit.text) for hit in found]

@@ -70,7 +70,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.add_api_route("/metrics", lambda: Response(monitoring.text(), media_type="text/plain"), methods=["GET"])
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    app.add_middleware(Guard, settings=settings, keys=keys, monitoring=monitoring)  # type: ignore[arg-type]
+    app.add_middleware(Guard, settings=settings, keys=keys, monitoring=monitoring)
     return app
 
 

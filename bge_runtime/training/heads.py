@@ -64,7 +64,7 @@ class Heads(Module):
 
     def __init__(self, sparse: torch.nn.Linear, colbert: torch.nn.Linear, special: Sequence[int]) -> None:
         """Take the heads and the ids of tokens that have no lexical weight."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sparse_linear = sparse
         self.colbert_linear = colbert
         self.register_buffer("special", torch.tensor(list(special)), persistent=False)
@@ -227,9 +227,8 @@ def weighted(queries: Sequence[Read], documents: Sequence[Read], outputs: Sequen
     rows = []
     for own in queries:
         parts = [compared(own, other, outputs) for other in documents]
-        rows.append(
-            torch.cat([sum(GATE_WEIGHTS[name] * part[name] for name in outputs) / total for part in parts], dim=1)
-        )
+        scores = [torch.stack([GATE_WEIGHTS[name] * part[name] for name in outputs]).sum(dim=0) for part in parts]
+        rows.append(torch.cat(scores, dim=1) / total)
     return torch.cat(rows)
 
 

@@ -89,10 +89,10 @@ test: setup ## Run the tests (no network), but for the slow ones
 	@$(HALVES)
 
 test-of-the-runtime:
-	$(PYTEST)/runtime tests/runtime tests/training
+	$(PYTEST)/runtime tests/runtime tests/training tests/serving
 
 test-of-the-rest:
-	$(PYTEST)/rest tests --ignore=tests/runtime --ignore=tests/training
+	$(PYTEST)/rest tests --ignore=tests/runtime --ignore=tests/training --ignore=tests/serving
 
 # By hand: what they install changes from day to day.
 test-latest: setup ## Run the tests on the newest versions that pyproject.toml admits

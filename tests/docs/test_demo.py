@@ -101,6 +101,7 @@ def test_a_changed_passage_changes_the_output_of_both_frameworks(
         assert "a12p00" not in [row[2] for row in after[oxygen].rows]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hub_cache", "fresh_store")
 def test_the_same_program_runs_bge_models_from_the_hub(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -22,6 +22,11 @@ SOURCES: dict[str, tuple[Sequence[str] | None, str, Path | None]] = {
     "setup": (setup_extras(), "dev", None),
     "migration": (FRAMEWORKS, "dev", ROOT / "tests" / "migration" / "requirements.txt"),
     "reference": (None, "locked", ROOT / "tests" / "reference" / "requirements.txt"),
+    "clients": (
+        ["langchain", "llamaindex", "serve", "telemetry"],
+        "locked",
+        ROOT / "tests" / "clients" / "requirements.txt",
+    ),
     "milvus-langchain": (["langchain"], "locked", ROOT / "tests" / "milvus" / "langchain.txt"),
     "milvus-llamaindex": (["llamaindex"], "locked", ROOT / "tests" / "milvus" / "llamaindex.txt"),
     **{f"benchmarks/{file.stem}": (None, "locked", file) for file in sorted(PEERS.glob("*.txt"))},

@@ -64,6 +64,7 @@ def test_make_has_the_documented_targets() -> None:
         "migration-check",
         "reference-check",
         "milvus-check",
+        "clients-check",
         "browser-check",
         "published",
         "bench",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -93,7 +94,7 @@ def test_a_soak_of_good_and_bad_clients_leaves_no_wrong_answer_and_nothing_behin
     async def behaves_badly(client, how, texts):
         body = {"model": EMBEDDER, "input": texts * 30}
         if how == "hung up":
-            with pytest.raises(httpx.TimeoutException):
+            with contextlib.suppress(httpx.TimeoutException):  # a quick server may answer first
                 await client.post("/v1/embeddings", json=body, timeout=0.001)
         else:
             content, headers = json.dumps(body), {}

@@ -63,16 +63,18 @@ class Guard:
     async def _let_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         key, problem = self._key(scope)
-        if problem and path not in OPEN:
-            await error_answer(path, 401, problem, {"www-authenticate": "Bearer"})(scope, receive, send)
-            return
+        if path in OPEN:
+            problem = None
         scope.setdefault("state", {})["key"] = key
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
-                body = await self._body(scope, receive)
+                body = await self._body(scope, receive, is_wanted=problem is None)
         except TimeoutError:
             message = f"The body has not come within {self._settings.body_timeout_s:g} s."
             await error_answer(path, 408, message, {"connection": "close"})(scope, receive, send)
+            return
+        if problem is not None:
+            await error_answer(path, 401, problem, {"www-authenticate": "Bearer"})(scope, receive, send)
             return
         if body is None:
             message = f"The body is larger than {self._settings.max_body_bytes:,} bytes. Send it in several requests."
@@ -109,20 +111,26 @@ class Guard:
         same = [hmac.compare_digest(given, each) for each in self._keys]
         return (f"key {same.index(True) + 1}", None) if any(same) else ("", "This key is not known here.")
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """Return the body; `None` where it is too large."""
+    async def _body(self, scope: Scope, receive: Receive, *, is_wanted: bool) -> bytes | None:
+        """Return the body; `None` where it is too large, or nobody wants it.
+
+        It is read to its end all the same, and kept by nobody: a connection that is closed while its client still
+        sends loses the answer on the way.
+        """
         most = self._settings.max_body_bytes
         told = dict(scope["headers"]).get(b"content-length", b"0")
-        if told.isdigit() and int(told[:20]) > most:
-            return None
-        parts, size, more = [], 0, True
+        is_kept = is_wanted and not (told.isdigit() and int(told[:20]) > most)
+        parts: list[bytes] = []
+        size, more = 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 break
             part = message.get("body", b"")
             size, more = size + len(part), message.get("more_body", False)
-            if size > most:
-                return None
-            parts.append(part)
-        return b"".join(parts)
+            is_kept = is_kept and size <= most
+            if is_kept:
+                parts.append(part)
+            else:
+                parts.clear()
+        return b"".join(parts) if is_kept else None

@@ -136,7 +136,7 @@ class Soak:
     def goes_on(self) -> bool:
         """Until the time is over; on a busy machine a little longer, until every fault has fired."""
         late = time.monotonic() - self.deadline
-        return late < 0 or (late < 2 * self.seconds and any(self.faults.fired[kind] < 10 for kind in KINDS))
+        return late < 0 or (late < 2 * SECONDS and any(self.faults.fired[kind] < 10 for kind in KINDS))
 
     def plant(self, dice: random.Random) -> str | None:
         kind = dice.choice(KINDS) if dice.random() < FAULT_SHARE else None

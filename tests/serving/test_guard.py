@@ -163,6 +163,18 @@ async def asked(app, path, body, *, receive=None, headers=()):
     return start["status"], dict(start["headers"]), content
 
 
+async def test_what_is_too_large_is_read_to_its_end_and_kept_by_nobody(hub_cache):
+    app, parts = create_app(settings(EMBEDDER, max_body_bytes=2048)), 50
+
+    async def sends():
+        nonlocal parts
+        parts -= 1
+        return {"type": "http.request", "body": b"x" * 1000, "more_body": parts > 0}
+
+    status, _, _ = await asked(app, "/v1/embeddings", {}, receive=sends, headers=[(b"content-length", b"50000")])
+    assert (status, parts) == (413, 0)
+
+
 async def test_a_slow_body_is_given_up(hub_cache):
     async def never():
         await asyncio.Event().wait()

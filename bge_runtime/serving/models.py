@@ -115,7 +115,7 @@ class Served:
         return self._rankings[wanted]
 
     async def warm_up(self) -> None:
-        """Read the weights; at once where they are there."""
+        """Have the weights in memory: what counts tokens would load them, and hold up everybody else's requests."""
         # Weights that are freed when idle are asked for each time.
         if self._is_warm and self.settings.keep_alive_s is None:
             return

@@ -36,7 +36,7 @@ def serve(settings: ServerSettings) -> None:
         # It bounds what comes before a body, where httptools does not.
         http="h11",
         h11_max_incomplete_event_size=MOST_HEADERS,
-        # Longer than clients keep an unused connection (httpx 5 s): a server that closes it first would close it under a
+        # Longer than clients keep an unused connection (httpx 5 s): a server that closes it first may do so under a
         # request that is on its way.
         timeout_keep_alive=KEEP_ALIVE_S,
         access_log=False,  # the guard writes one that holds no address's query

@@ -121,7 +121,7 @@ class Work:
     ) -> Done[Any]:
         """Return a `Ranking`, best first; see `embed`."""
         self._check_count(len(documents))
-        await self._loaded(served)
+        await served.warm_up()
         tokens, truncated = await _counted(
             lambda: _pair_counts(reranker, query, documents), [query] * len(documents), documents
         )
@@ -134,7 +134,7 @@ class Work:
     async def tokenized(self, served: Served, texts: Sequence[str]) -> list[Any]:
         """Return what the model reads of each text."""
         self._check_count(len(texts))
-        await self._loaded(served)
+        await served.warm_up()
         if served.kind == "embedder":
             embedder = served.embedder()
             return await asyncio.to_thread(embedder.tokenize, texts)
@@ -151,15 +151,11 @@ class Work:
         compute: Callable[[], Coroutine[Any, Any, T]],
     ) -> Done[T]:
         self._check_count(len(texts))
-        await self._loaded(served)
+        await served.warm_up()
         tokens, truncated = await _counted(lambda: _text_counts(embedder, texts, role), texts)
         self._check_cut(truncated, may_truncate, embedder.max_length, "texts")
         found = await self._admitted(request, tokens, compute)
         return self._done(served, found, embedder.identity, tokens, truncated)
-
-    async def _loaded(self, served: Served) -> None:
-        """Have the weights in memory: what counts tokens would load them, and hold up everybody else's requests."""
-        await served.warm_up()
 
     async def _admitted(self, request: Request, tokens: int, compute: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Compute within the limits of the key, while the client waits, and no longer than is allowed."""
@@ -227,7 +223,10 @@ def _text_counts(embedder: Embedder, texts: Sequence[str], role: Role) -> tuple[
 
 
 def _pair_counts(reranker: Reranker, query: str, documents: Sequence[str]) -> tuple[int, int]:
-    """Return the tokens that the model reads of all pairs, and how many of the pairs are cut."""
+    """Return the tokens that the model reads of all pairs, and how many of the pairs are cut.
+
+    A cross-encoder's pair that fills the whole length counts as cut: how long it was before, nobody tells.
+    """
     if not documents:
         return 0, 0
     if reranker.method == "late_interaction":

@@ -96,10 +96,10 @@ def test_a_model_of_the_first_use_is_loaded_by_it(hub_cache, fresh_store):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"host": "0.0.0.0"}, "can be reached from other machines"),
+        ({"host": "0.0.0.0"}, r"^host='0\.0\.0\.0' can be reached from other machines.*\.$"),
         ({"port": 70000}, "port=70000"),
         ({"models": [{"model": EMBEDDER, "devcie": "cpu"}]}, "devcie"),
-        ({"models": []}, "models"),
+        ({"models": []}, r"No model is named\. Pass models=, --model NAME"),
         ({"models": [{"model": EMBEDDER}, {"model": EMBEDDER}]}, "stand for two models"),
         ({"models": [{"model": EMBEDDER, "name": "a:query"}]}, "a colon stands before the role"),
     ],

@@ -130,11 +130,13 @@ class ServerSettings(BaseSettings):
             except (OSError, ValueError) as error:
                 raise ConfigurationError(f"{str(file)!r} cannot be read as TOML ({error}).") from error
         told |= {name: value for name, value in given.items() if value is not None}
-        if not told.get("models"):
-            raise ConfigurationError("No model is named. Pass models=, --model NAME, or [[models]] in the file.")
         try:
             return cls(**told)
         except ValidationError as error:
+            if any(each["loc"] == ("models",) and each["type"] in ("missing", "too_short") for each in error.errors()):
+                raise ConfigurationError(
+                    "No model is named. Pass models=, --model NAME, or [[models]] in the file."
+                ) from error
             # What is wrong with several settings together names them itself.
             together = [each["msg"].removeprefix("Value error, ") for each in error.errors() if not each["loc"]]
             if together:

@@ -133,15 +133,18 @@ class ServerSettings(BaseSettings):
         try:
             return cls(**told)
         except ValidationError as error:
-            if any(each["loc"] == ("models",) and each["type"] in ("missing", "too_short") for each in error.errors()):
+            # A model that is wrong leaves too few, which pydantic tells beside it.
+            few = ("missing", "too_short")
+            wrong = [each for each in error.errors() if each["loc"] != ("models",) or each["type"] not in few]
+            if not wrong:
                 raise ConfigurationError(
                     "No model is named. Pass models=, --model NAME, or [[models]] in the file."
                 ) from error
             # What is wrong with several settings together names them itself.
-            together = [each["msg"].removeprefix("Value error, ") for each in error.errors() if not each["loc"]]
+            together = [each["msg"].removeprefix("Value error, ") for each in wrong if not each["loc"]]
             if together:
                 raise ConfigurationError(f"{'. '.join(together)}.") from error
-            raise ConfigurationError.from_validation("ServerSettings", error.errors()) from error
+            raise ConfigurationError.from_validation("ServerSettings", wrong) from error
 
     def keys(self) -> tuple[bytes, ...]:
         """Return the keys of the file; none where everybody may call.

@@ -227,8 +227,9 @@ def _row_bytes(settings: Settings, ids: list[str], encoded: EncodedTexts) -> flo
     if settings.format == "int8" and encoded.dense is not None:
         ranges = np.stack((encoded.dense.min(axis=0), encoded.dense.max(axis=0)))  # any give the same size
     table = Layout(settings.outputs, settings.format, settings.dimension).table(ids, encoded, ranges)
-    # Without what a file has once, since a part has many more rows than this one.
-    return (_file_bytes(table) - _file_bytes(table.slice(0, 0))) / len(ids)
+    # By what the second half adds, without what a file has once: a part has many more rows, and one dictionary.
+    half = len(ids) // 2
+    return (_file_bytes(table) - _file_bytes(table.slice(0, half))) / (len(ids) - half)
 
 
 def _file_bytes(table: pa.Table) -> int:

@@ -6,6 +6,9 @@ import pytest
 
 from bge_runtime import ConfigurationError, Embedder, VectorCache
 from bge_runtime.bulk import plan_embedding
+from bge_runtime.bulk.embedding import checked_settings
+from bge_runtime.bulk.planning import _encoded, _row_bytes
+from bge_runtime.bulk.sources import Row, Source
 from tests.bulk.corpora import MODEL, sentences, write_lines
 
 
@@ -41,6 +44,16 @@ def test_a_measurement_takes_about_as_long_as_it_was_given(embedder, sample):
 def test_the_format_decides_the_disk(embedder, sample, format, bytes_of_a_row):
     plan = plan_embedding(10**6, embedder, sample=sample, format=format, seconds=0.2)
     assert bytes_of_a_row * 10**6 < plan.estimates[0].disk_bytes < (bytes_of_a_row * 1.4 + 40) * 10**6
+
+
+def test_few_rows_tell_as_much_of_the_disk_as_many(embedder):
+    texts = sentences(512)
+    sizes = []
+    for count in (64, 512):
+        rows = [Row(f"id:{number}", text, number) for number, text in enumerate(texts[:count], start=1)]
+        settings = checked_settings(embedder, Source((), "text", ""), "document", "binary", ("dense",), None)
+        sizes.append(_row_bytes(settings, *_encoded(embedder, rows, settings)))
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.25)
 
 
 def test_without_a_sample_texts_are_made_up_and_it_says_so(embedder):

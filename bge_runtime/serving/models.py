@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bge_runtime import ConfigurationError, Embedder, ModelNotFoundError, Reranker
+from bge_runtime import ConfigurationError, Embedder, ModelNotFoundError, Reranker, VisionEmbedder
 from bge_runtime.serving.settings import ModelSettings
 
 __all__ = ["Asked", "Models", "Role", "Served"]
@@ -45,16 +45,27 @@ class Served:
             "revision": settings.revision,
             "adapter": settings.adapter,
         }
-        first = Reranker(settings.model, normalize=bool(settings.normalize), **shared)
         self._embedder: Embedder | None = None
+        self._reranker: Reranker | None = None
         self._views: dict[int, Embedder] = {}
         self._rankings: dict[tuple[bool, int | None], Reranker] = {}
         self._is_warm = False
-        if first.spec.kind == "reranker":
+        try:
+            first = Reranker(settings.model, normalize=bool(settings.normalize), **shared)
+            kind = first.spec.kind
+        except ConfigurationError as error:
+            # Of pictures, by which nothing is reranked; whatever else is wrong is told as it was.
+            try:
+                self._embedder = VisionEmbedder(settings.model, normalize=settings.normalize, **shared)
+                _ = self._embedder.identity
+            except ConfigurationError:
+                raise error from None
+            return
+        if kind == "reranker":
             given = settings.model_dump(include={"query_instruction", "document_instruction"}, exclude_none=True)
             if given:
                 raise ConfigurationError(f"{settings.model!r} is a reranker and has no instructions: {given!r}.")
-            self.reranker = first
+            self._reranker = first
             return
         self._embedder = Embedder(
             settings.model,
@@ -63,13 +74,39 @@ class Served:
             normalize=settings.normalize,
             **shared,
         )
-        self.reranker = Reranker(self._embedder)
+        self._reranker = Reranker(self._embedder)
         _ = self._embedder.identity
 
     @property
     def kind(self) -> Literal["embedder", "reranker"]:
-        """Whether it embeds; whatever embeds reranks too."""
+        """Whether it embeds; whatever embeds texts alone reranks too."""
         return "reranker" if self._embedder is None else "embedder"
+
+    @property
+    def reranker(self) -> Reranker:
+        """What scores pairs.
+
+        Raises:
+            ConfigurationError: It is an embedder of pictures.
+        """
+        if self._reranker is None:
+            raise ConfigurationError(f"{self.name!r} embeds pictures and texts, and reranks nothing. Use /v1/encode.")
+        return self._reranker
+
+    @property
+    def reranks(self) -> bool:
+        """Whether it scores pairs."""
+        return self._reranker is not None
+
+    def vision(self) -> VisionEmbedder:
+        """Return the embedder of pictures.
+
+        Raises:
+            ConfigurationError: It is none.
+        """
+        if not isinstance(self._embedder, VisionEmbedder):
+            raise ConfigurationError(f"{self.name!r} reads no pictures. BAAI/BGE-VL-base does; send texts= to this one.")
+        return self._embedder
 
     @property
     def main(self) -> Embedder | Reranker:
@@ -93,7 +130,8 @@ class Served:
         if dimensions not in self._views:
             if len(self._views) >= MOST_VIEWS:
                 self._views.pop(next(iter(self._views)))
-            self._views[dimensions] = Embedder(**{**self._embedder.options(), "truncate_dim": dimensions})
+            options = {**self._embedder.options(), "truncate_dim": dimensions}
+            self._views[dimensions] = type(self._embedder)(**options)
         return self._views[dimensions]
 
     def ranking(self, *, normalize: bool | None = None, cutoff_layers: int | None = None) -> Reranker:
@@ -125,8 +163,9 @@ class Served:
     async def close(self) -> None:
         """Give the weights back."""
         self._is_warm = False
-        for each in (*self._views.values(), *self._rankings.values(), self.reranker, self.main):
-            await each.aclose()
+        for each in (*self._views.values(), *self._rankings.values(), self._reranker, self._embedder):
+            if each is not None:
+                await each.aclose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +213,7 @@ class Models:
         """
         found = next((each for each in self.all.values() if each.kind == kind), None)
         if found is None and kind == "reranker":
-            found = next(iter(self.all.values()), None)
+            found = next((each for each in self.all.values() if each.reranks), None)
         if found is None:
             raise ModelNotFoundError(f"No {kind} is served here. There is {', '.join(map(repr, self.all))}.")
         return Asked(found, None)

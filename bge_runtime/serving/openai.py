@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from bge_runtime import InputError
+from bge_runtime import Embedder, InputError
 from bge_runtime.serving.answers import json_answer
 from bge_runtime.serving.forms import in_base64
 from bge_runtime.serving.models import Role, Served
@@ -82,7 +82,10 @@ def _row(served: Served) -> dict[str, Any]:
         "kind": served.kind,
         "max_length": main.max_length,
         "identity": main.identity,
+        "facts": _facts(served),
     }
+    if served.reranks:
+        row["score_identity"] = served.reranker.score_identity
     if served.kind == "embedder":
         embedder = served.embedder()
         row |= {
@@ -93,6 +96,27 @@ def _row(served: Served) -> dict[str, Any]:
             "document_identity": embedder.document_identity,
         }
     return row
+
+
+def _facts(served: Served) -> dict[str, Any]:
+    """Return what an `Embedder` or `Reranker` with `base_url=` needs to know, to be the same one from afar."""
+    main = served.main
+    spec = {**main.spec.as_dict(), "max_length": main.max_length, "positions": None, "unsupported": None}
+    if isinstance(main, Embedder):
+        spec |= {
+            "dimension": main.dimension,
+            "normalize": main.normalize,
+            "query_instruction": main.query_instruction,
+            "document_instruction": main.document_instruction,
+        }
+    source = main.source
+    return {
+        "spec": spec,
+        "weights_digest": source.weights_digest,
+        "query_map_digest": source.query_map_digest,
+        "precision_class": source.precision_class,
+        "vector_arguments": source.vector_arguments,
+    }
 
 
 def _texts(given: str | list[str] | list[int] | list[list[int]]) -> list[str]:

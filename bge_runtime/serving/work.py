@@ -23,6 +23,8 @@ __all__ = ["ClientGone", "Done", "Work"]
 T = TypeVar("T")
 # Texts this short together are counted at once; more of them would hold up everybody else's requests.
 SMALL_CHARACTERS = 4000
+# What a picture counts as: the patches of the larger model, and one more.
+IMAGE_TOKENS = 257
 
 
 class ClientGone(Exception):
@@ -37,13 +39,18 @@ class Done(Generic[T]):
         found: The result.
         identity: Of the embedder or reranker.
         tokens: What the model has read, in its own tokens.
-        truncated: How many inputs were cut.
+        cut: Which inputs were cut, by their place in the request.
     """
 
     found: T
     identity: str
     tokens: int
-    truncated: int
+    cut: Sequence[int] = ()
+
+    @property
+    def truncated(self) -> int:
+        """How many inputs were cut."""
+        return len(self.cut)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -122,14 +129,40 @@ class Work:
         """Return a `Ranking`, best first; see `embed`."""
         self._check_count(len(documents))
         await served.warm_up()
-        tokens, truncated = await _counted(
-            lambda: _pair_counts(reranker, query, documents), [query] * len(documents), documents
-        )
-        self._check_cut(truncated, may_truncate, reranker.max_length, "pairs")
+        pairs = [(query, each) for each in documents]
+        tokens, cut = await _counted(lambda: _pair_counts(reranker, pairs), [query] * len(documents), documents)
+        self._check_cut(cut, may_truncate, reranker.max_length, "pairs")
         found = await self._admitted(
             request, tokens, lambda: reranker.arank(query, documents, top_n=top_n, time_budget_s=time_budget_s)
         )
-        return self._done(served, found, reranker.identity, tokens, truncated)
+        return self._done(served, found, reranker.identity, tokens, cut)
+
+    async def score(
+        self, request: Request, served: Served, reranker: Reranker, pairs: Sequence[tuple[str, str]]
+    ) -> Done[NDArray[np.float32]]:
+        """Return the score of each pair, in their order; see `embed`."""
+        self._check_count(len(pairs))
+        await served.warm_up()
+        tokens, cut = await _counted(lambda: _pair_counts(reranker, pairs), *zip(*pairs, strict=True))
+        found = await self._admitted(request, tokens, lambda: reranker.ascore_pairs(pairs))
+        return self._done(served, found, served.reranker.score_identity, tokens, cut)
+
+    async def encode_images(
+        self, request: Request, asked: Asked, images: Sequence[bytes], texts: Sequence[str] | None
+    ) -> Done[NDArray[np.float32]]:
+        """Return a vector per picture, or per picture with its text; see `embed`."""
+        embedder = asked.served.vision()
+        self._check_count(len(images))
+        await asked.served.warm_up()
+        tokens, cut = len(images) * IMAGE_TOKENS, list[int]()
+        if texts is None:
+            found = await self._admitted(request, tokens, lambda: embedder.aencode_images(images))
+        else:
+            read, cut = await _counted(lambda: _text_counts(embedder, texts, "document"), texts)
+            tokens += read
+            pairs = list(zip(images, texts, strict=True))
+            found = await self._admitted(request, tokens, lambda: embedder.aencode_image_texts(pairs))
+        return self._done(asked.served, found, embedder.identity, tokens, cut)
 
     async def tokenized(self, served: Served, texts: Sequence[str]) -> list[Any]:
         """Return what the model reads of each text."""
@@ -152,10 +185,10 @@ class Work:
     ) -> Done[T]:
         self._check_count(len(texts))
         await served.warm_up()
-        tokens, truncated = await _counted(lambda: _text_counts(embedder, texts, role), texts)
-        self._check_cut(truncated, may_truncate, embedder.max_length, "texts")
+        tokens, cut = await _counted(lambda: _text_counts(embedder, texts, role), texts)
+        self._check_cut(cut, may_truncate, embedder.max_length, "texts")
         found = await self._admitted(request, tokens, compute)
-        return self._done(served, found, embedder.identity, tokens, truncated)
+        return self._done(served, found, embedder.identity, tokens, cut)
 
     async def _admitted(self, request: Request, tokens: int, compute: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Compute within the limits of the key, while the client waits, and no longer than is allowed."""
@@ -163,20 +196,20 @@ class Work:
             async with asyncio.timeout(self._settings.timeout_s):
                 return await _while_connected(request, compute())
 
-    def _done(self, served: Served, found: T, identity: str, tokens: int, truncated: int) -> Done[T]:
-        if truncated:
-            self._monitoring.truncated.labels(served.name).inc(truncated)
-        return Done(found, identity, tokens, truncated)
+    def _done(self, served: Served, found: T, identity: str, tokens: int, cut: Sequence[int]) -> Done[T]:
+        if cut:
+            self._monitoring.truncated.labels(served.name).inc(len(cut))
+        return Done(found, identity, tokens, cut)
 
     def _check_count(self, count: int) -> None:
         if count > self._settings.max_texts:
             raise InputError(f"{count:,} texts in a request; {self._settings.max_texts:,} are allowed. Send fewer.")
 
     @staticmethod
-    def _check_cut(truncated: int, may_truncate: bool, max_length: int, what: str) -> None:
-        if truncated and not may_truncate:
+    def _check_cut(cut: Sequence[int], may_truncate: bool, max_length: int, what: str) -> None:
+        if cut and not may_truncate:
             raise InputTooLongError(
-                f"{truncated} {what} have more than the {max_length} tokens that the model reads. Split them, or let "
+                f"{len(cut)} {what} have more than the {max_length} tokens that the model reads. Split them, or let "
                 "them be cut."
             )
 
@@ -205,31 +238,38 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _counted(count: Callable[[], tuple[int, int]], *texts: Sequence[str]) -> tuple[int, int]:
+async def _counted(count: Callable[[], tuple[int, list[int]]], *texts: Sequence[str]) -> tuple[int, list[int]]:
     if sum(len(text) for each in texts for text in each) <= SMALL_CHARACTERS:
         return count()
     return await asyncio.to_thread(count)
 
 
-def _text_counts(embedder: Embedder, texts: Sequence[str], role: Role) -> tuple[int, int]:
-    """Return the tokens that the model reads of all texts, and how many of the texts are cut."""
+def _text_counts(embedder: Embedder, texts: Sequence[str], role: Role) -> tuple[int, list[int]]:
+    """Return the tokens that the model reads of all texts, and which of the texts are cut."""
     lengths = [each.length for each in embedder.tokenize(texts, role=role)]
-    full = [text for text, length in zip(texts, lengths, strict=True) if length >= embedder.max_length]
+    full = [index for index, length in enumerate(lengths) if length >= embedder.max_length]
     if not full:
-        return sum(lengths), 0
+        return sum(lengths), []
     # What the instruction adds, which an uncut count is without.
     added = embedder.tokenize([""], role=role)[0].length - embedder.count_tokens([""])[0]
-    return sum(lengths), sum(count + added > embedder.max_length for count in embedder.count_tokens(full))
+    whole = embedder.count_tokens([texts[index] for index in full])
+    return sum(lengths), [
+        index for index, count in zip(full, whole, strict=True) if count + added > embedder.max_length
+    ]
 
 
-def _pair_counts(reranker: Reranker, query: str, documents: Sequence[str]) -> tuple[int, int]:
-    """Return the tokens that the model reads of all pairs, and how many of the pairs are cut.
+def _pair_counts(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> tuple[int, list[int]]:
+    """Return the tokens that the model reads of all pairs, and which of the pairs are cut.
 
     A cross-encoder's pair that fills the whole length counts as cut: how long it was before, nobody tells.
     """
-    if not documents:
-        return 0, 0
+    if not pairs:
+        return 0, []
     if reranker.method == "late_interaction":
-        return _text_counts(reranker.embedder, [query, *documents], "document")
-    lengths = [each.length for each in reranker.tokenize([(query, text) for text in documents])]
-    return sum(lengths), sum(length >= reranker.max_length for length in lengths)
+        # Each text is read once, and by itself.
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        tokens, cut = _text_counts(reranker.embedder, texts, "document")
+        long = {texts[index] for index in cut}
+        return tokens, [index for index, pair in enumerate(pairs) if long.intersection(pair)]
+    lengths = [each.length for each in reranker.tokenize(pairs)]
+    return sum(lengths), [index for index, length in enumerate(lengths) if length >= reranker.max_length]

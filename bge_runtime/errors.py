@@ -12,6 +12,8 @@
     ├── UnsupportedModelError (NotImplementedError)   known, but this kind cannot run
     └── BackendError (RuntimeError)          the computation itself failed
         ├── OutOfMemoryError (MemoryError)
+        ├── ModelChangedError                  a server answers with another model than before
+        ├── ServerUnreachableError (ConnectionError)
         └── EngineStoppedError                 the worker died or was closed while work was pending
 
 Every class also inherits the builtin that a caller would catch.
@@ -33,8 +35,10 @@ __all__ = [
     "IndexIdentityError",
     "InputError",
     "InputTooLongError",
+    "ModelChangedError",
     "ModelNotFoundError",
     "OutOfMemoryError",
+    "ServerUnreachableError",
     "UnknownArgumentError",
     "UnsafeWeightsError",
     "UnsupportedModelError",
@@ -148,6 +152,16 @@ class BackendError(BGEError, RuntimeError):
 @public
 class OutOfMemoryError(BackendError, MemoryError):
     """One single text does not fit in the device's memory, or the weights do not."""
+
+
+@public
+class ModelChangedError(BackendError):
+    """The server behind `base_url` answers with another model than the one that was asked for first."""
+
+
+@public
+class ServerUnreachableError(BackendError, ConnectionError):
+    """Nobody answers at `base_url`."""
 
 
 @public

@@ -172,6 +172,15 @@ class LoadingFields(BaseModel):
     model_kwargs: dict[str, Any] | None = Field(default=None, description="For the weights' loader.")
     processor_kwargs: dict[str, Any] | None = Field(default=None, description="For the tokenizer's loader.")
     config_kwargs: dict[str, Any] | None = Field(default=None, description="For the configuration's loader.")
+    # Left out of dumps while there is none: dumps of before have no such entries.
+    base_url: str | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="Address of a server that runs the model."
+    )
+    api: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="What the server speaks: bge, openai, tei or cohere; None is bge.",
+    )
 
     _runtime: Any = PrivateAttr()
 

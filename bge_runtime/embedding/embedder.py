@@ -22,8 +22,8 @@ from bge_runtime.inputs.tokenizing import TokenSequence
 from bge_runtime.loading.loaded import LoadedModel
 from bge_runtime.loading.model import Model
 from bge_runtime.loading.options import LoadingOptions, with_loading_options, with_other_names
+from bge_runtime.loading.remote_source import source_of
 from bge_runtime.loading.runner import Runner, Truncation
-from bge_runtime.loading.source import ModelSource
 from bge_runtime.loading.store import arun, run
 from bge_runtime.locks import cached_property
 from bge_runtime.models.spec import DEFAULT_EMBEDDER, ModelSpec
@@ -93,7 +93,7 @@ class Embedder(Model):
             ModelNotFoundError: The name cannot be a model.
             UnsupportedModelError: The model's kind cannot run.
         """
-        source = ModelSource.of(model, loading)
+        source = source_of(model, loading)
         super().__init__(
             Runner(
                 source,
@@ -169,14 +169,17 @@ class Embedder(Model):
     @cached_property
     def encoding(self) -> Encoding:
         """What is done to texts, settled when the model's facts are known."""
-        _ = self.spec
-        return Encoding.of(
+        spec = self.spec
+        encoding = Encoding.of(
             self.source,
             self._given,
             normalize=self._normalize,
             truncate_dim=self._truncate_dim,
             max_length=self._runner.max_length,
         )
+        if self.source.is_remote:
+            self._check_remote(spec, encoding)
+        return encoding
 
     def warm_up(self) -> Self:
         """Load the weights ahead of the first call."""
@@ -197,21 +200,21 @@ class Embedder(Model):
             InputError: Something is not a string, or too long with `truncation="error"`.
             BackendError: The computation failed, or a text's vector is not finite; the message names it.
         """
-        return run(dense.vectors(self._request("query", show_progress), texts))
+        return run(self._vectors("query", texts, show_progress))
 
     def encode_documents(self, texts: Iterable[str], *, show_progress: bool | None = None) -> NDArray[np.float32]:
         """Embed documents; see `encode_queries`."""
-        return run(dense.vectors(self._request("document", show_progress), texts))
+        return run(self._vectors("document", texts, show_progress))
 
     async def aencode_queries(self, texts: Iterable[str], *, show_progress: bool | None = None) -> NDArray[np.float32]:
         """Embed queries without blocking the event loop; see `encode_queries`."""
-        return await arun(dense.vectors(self._request("query", show_progress), texts))
+        return await arun(self._vectors("query", texts, show_progress))
 
     async def aencode_documents(
         self, texts: Iterable[str], *, show_progress: bool | None = None
     ) -> NDArray[np.float32]:
         """Embed documents without blocking the event loop; see `encode_queries`."""
-        return await arun(dense.vectors(self._request("document", show_progress), texts))
+        return await arun(self._vectors("document", texts, show_progress))
 
     def stream_documents(self, texts: Iterable[str], *, window: int = 2048) -> Iterator[NDArray[np.float32]]:
         """Embed documents from any iterable, holding `window` of them at a time.
@@ -246,7 +249,9 @@ class Embedder(Model):
         Returns:
             Token ids, and segment ids, of each text, in input order and without padding.
         """
-        framed = self.encoding.framed(check_texts(texts), role)
+        checked = check_texts(texts)
+        _ = self.source.folder  # what a server's tokenizer makes of them is not known here
+        framed = [self.encoding.instructions.apply(text, role) for text in checked]
         return self._hold().tokenizing.texts(framed, self.encoding.max_length).sequences
 
     def count_tokens(self, texts: Iterable[str]) -> list[int]:
@@ -281,7 +286,7 @@ class Embedder(Model):
             ModelNotFoundError: The model's folder lacks the trained heads.
             InputError: Something is not a string, or too long with `truncation="error"`.
         """
-        return run(heads.encoded(self._request(role, show_progress), texts, outputs))
+        return run(self._encoded(role, texts, outputs, show_progress))
 
     async def aencode_all(
         self,
@@ -292,7 +297,7 @@ class Embedder(Model):
         show_progress: bool | None = None,
     ) -> heads.EncodedTexts:
         """Embed texts in several ways without blocking the event loop; see `encode_all`."""
-        return await arun(heads.encoded(self._request(role, show_progress), texts, outputs))
+        return await arun(self._encoded(role, texts, outputs, show_progress))
 
     def encode_sparse(
         self, texts: Iterable[str], *, role: Role = "document", show_progress: bool | None = None
@@ -301,13 +306,13 @@ class Embedder(Model):
 
         Texts that were embedded densely just before cost no forward pass, once `expect_sparse` was called.
         """
-        return run(heads.sparse(self._request(role, show_progress), texts))
+        return run(self._sparse(role, texts, show_progress))
 
     async def aencode_sparse(
         self, texts: Iterable[str], *, role: Role = "document", show_progress: bool | None = None
     ) -> list[dict[int, float]]:
         """Return lexical weights without blocking the event loop; see `encode_sparse`."""
-        return await arun(heads.sparse(self._request(role, show_progress), texts))
+        return await arun(self._sparse(role, texts, show_progress))
 
     def expect_sparse(self) -> None:
         """Announce that sparse vectors of the texts that are embedded densely will be asked for.
@@ -372,6 +377,49 @@ class Embedder(Model):
         super()._check_spec(spec)
         if spec.kind not in ("embedder", "vision"):
             raise ConfigurationError(f"{self.model!r} is a {spec.kind}, not an embedder. Use Reranker for it.")
+
+    def _check_remote(self, spec: ModelSpec, encoding: Encoding) -> None:
+        """Refuse what a server settles, where it is said otherwise here.
+
+        Raises:
+            ConfigurationError: Names it.
+        """
+        told: dict[str, tuple[Any, Any]] = {
+            "normalize": (encoding.normalize, spec.normalize),
+            "max_length": (encoding.max_length, spec.max_length),
+        }
+        if self.source.adds_instructions:
+            own = encoding.instructions
+            told |= {
+                "query_instruction": (own.query, spec.query_instruction),
+                "document_instruction": (own.document, spec.document_instruction),
+                "legacy": (own.joins_lines, False),
+                "examples": (own.examples, ""),
+            }
+        elif self._runner.refuses_long:
+            raise ConfigurationError(
+                f"truncation='error' needs a server that says what it cuts, and api={self.source.api!r} does not. "
+                "Use truncation='warn', or a server of ours."
+            )
+        for name, (here, there) in told.items():
+            if here != there:
+                raise ConfigurationError(
+                    f"{name}={here!r} is not what the server {self.source.base_url!r} does with {self.model!r}: "
+                    f"{there!r}. Leave it out here, and start the server with it."
+                )
+
+    # Generators: what they ask for first may have to be fetched, and no event loop is to wait for that.
+
+    def _vectors(self, role: Role, texts: Iterable[str], show_progress: bool | None) -> Flow[NDArray[np.float32]]:
+        return (yield from dense.vectors(self._request(role, show_progress), texts))
+
+    def _encoded(
+        self, role: Role, texts: Iterable[str], outputs: heads.Outputs | None, show_progress: bool | None
+    ) -> Flow[heads.EncodedTexts]:
+        return (yield from heads.encoded(self._request(role, show_progress), texts, outputs))
+
+    def _sparse(self, role: Role, texts: Iterable[str], show_progress: bool | None) -> Flow[list[dict[int, float]]]:
+        return (yield from heads.sparse(self._request(role, show_progress), texts))
 
     def _hold(self) -> LoadedModel:
         _ = self.encoding

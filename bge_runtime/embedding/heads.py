@@ -25,7 +25,6 @@ from bge_runtime.inputs.checks import check_texts
 from bge_runtime.loading.loaded import LoadedModel
 from bge_runtime.loading.runner import Runner, distinct
 from bge_runtime.locks import ForkLock
-from bge_runtime.models.hub import HEADS, head_files
 from bge_runtime.models.spec import ModelSpec
 from bge_runtime.vectors.finite import check_finite, named
 from bge_runtime.vectors.similarity import unit_rows
@@ -196,7 +195,7 @@ def _check_heads(runner: Runner, outputs: Sequence[str]) -> None:
     name = runner.source.name
     check_outputs(runner.source.spec, name, outputs)
     # The files last: an output that does not exist is an error without a look at the disk.
-    if set(outputs) - {"dense"} and (missing := sorted(set(HEADS) - set(head_files(runner.source.folder)))):
+    if set(outputs) - {"dense"} and (missing := runner.source.missing_heads):
         raise ModelNotFoundError(
             f"The folder of {name!r} lacks the trained heads {', '.join(missing)} "
             f"(.safetensors or .pt). {runner.source.advice}"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bge_runtime.backends.base import Output
 from bge_runtime.embedding.instructions import Instructions, Role, resolve_instructions
 from bge_runtime.errors import ConfigurationError
+from bge_runtime.inputs.prepared import RoleText
 from bge_runtime.inputs.tokenizing import Framed
 from bge_runtime.loading.source import ModelSource
 from bge_runtime.models.hub import weights_digest
@@ -84,8 +85,10 @@ class Encoding:
             max_length=max_length,
         )
 
-    def framed(self, texts: Sequence[str], role: Role) -> list[str | Framed]:
+    def framed(self, texts: Sequence[str], role: Role) -> Sequence[str | Framed | RoleText]:
         """Return the texts as the model is to read them in this role."""
+        if self.source.adds_instructions:
+            return [RoleText(text, role) for text in texts]
         apply = self.instructions.apply
         return [apply(text, role) for text in texts]
 

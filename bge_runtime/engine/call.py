@@ -67,6 +67,15 @@ class Rows:
     first_cut: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A window that is being computed, and at which item it begins."""
+
+    job: Job
+    inputs: Prepared
+    start: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
     """How the inputs of one call are to be computed.
@@ -99,7 +108,7 @@ class Call:
         window, in_flight = self.window or WINDOW, IN_FLIGHT
         if self.deadline is not None:
             window, in_flight = DEADLINE_WINDOW, len(items) + 1
-        pending: deque[Job] = deque()
+        pending: deque[_Pending] = deque()
         rows = Rows()
         read = 0
         try:
@@ -107,22 +116,29 @@ class Call:
                 if self.deadline is not None and self.deadline.passed:
                     break
                 inputs = yield from self._prepared(partial(prepare, part))
-                if inputs.truncated and not rows.cut:
-                    rows.first_cut = read + (inputs.first_cut or 0)
-                read += len(part)
-                rows.cut += inputs.truncated
+                self._check(inputs, len(items))
                 rows.passages += inputs.passages
-                if rows.cut and self.refuse is not None:
-                    self.refuse(rows.cut, len(items))
-                pending.append(self.engine.submit(self._job(inputs, output)))
+                pending.append(_Pending(self.engine.submit(self._job(inputs, output)), inputs, read))
+                read += len(part)
                 if len(pending) == in_flight:
-                    yield from self._collect(pending, rows)
-            while pending and (yield from self._collect(pending, rows)):
+                    yield from self._collect(pending, rows, len(items))
+            while pending and (yield from self._collect(pending, rows, len(items))):
                 pass
         finally:
-            for job in pending:
-                job.future.cancel()
+            for each in pending:
+                self._note_cut(each, rows)
+                each.job.future.cancel()
         return rows
+
+    def _check(self, inputs: Prepared, asked: int) -> None:
+        if self.refuse is not None and inputs.truncated:
+            self.refuse(inputs.truncated, asked)
+
+    @staticmethod
+    def _note_cut(done: _Pending, rows: Rows) -> None:
+        if done.inputs.truncated and not rows.cut:
+            rows.first_cut = done.start + (done.inputs.first_cut or 0)
+        rows.cut += done.inputs.truncated
 
     def _windows(self, items: Sequence[Any], most: int) -> list[Sequence[Any]]:
         """Divide the items, in their order."""
@@ -164,12 +180,15 @@ class Call:
             on_progress=self.on_progress,
         )
 
-    def _collect(self, pending: deque[Job], rows: Rows) -> Flow[bool]:
+    def _collect(self, pending: deque[_Pending], rows: Rows, asked: int) -> Flow[bool]:
         """Add the results of the oldest job to the rows; `False` if the deadline came first."""
-        future = pending[0].future
+        oldest = pending[0]
+        future = oldest.job.future
         found = yield (future if self.deadline is None else self.deadline.limit(future))
         if found is None:
             return False
         rows.values += found
+        self._check(oldest.inputs, asked)  # again: a server says with its answer what it has cut
         pending.popleft()
+        self._note_cut(oldest, rows)
         return True

@@ -107,6 +107,10 @@ class JobQueue:
         """Return the number of jobs."""
         return len(self._interactive.jobs) + len(self._bulk.jobs)
 
+    def waiting(self, *, bulk: bool) -> bool:
+        """Whether any job waits; with `bulk=False`, any interactive one."""
+        return bool(self._interactive.jobs or (bulk and self._bulk.jobs))
+
     def add(self, job: Job) -> None:
         """Take in a job, whatever is queued already."""
         if not job.bulk:
@@ -142,17 +146,18 @@ class JobQueue:
             lane.let_in()
         return jobs
 
-    def take_batch(self, *, pads: bool, most_tokens: int | None) -> Batch | None:
+    def take_batch(self, *, pads: bool, most_tokens: int | None, bulk: bool = True) -> Batch | None:
         """Take the inputs of the next batch; finished and cancelled jobs leave the queue on the way.
 
         Args:
             pads: Whether an input costs as much as the longest of its batch.
             most_tokens: Tokens known to fit into memory; `None` for no limit but the jobs' own.
+            bulk: Whether bulk jobs may be taken.
 
         Returns:
             A batch, or `None` if all that stood before it turned out to be finished or cancelled.
         """
-        lane = self._next_lane()
+        lane = self._next_lane() if bulk else self._interactive
         bites = lane is self._bulk and time.monotonic() - self._interactive_at < BITES_AFTER_QUERY_S
         filling = _Filling(pads, most_tokens, BITE_SHARE if bites else 1)
         passed: list[Job] = []

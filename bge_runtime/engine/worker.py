@@ -61,6 +61,8 @@ class Replica:
         place: Place,
         load: Callable[[], Forward] | None = None,
         release: Callable[[], object] = lambda: None,
+        *,
+        queries_only: bool = False,
     ) -> None:
         """Wrap a loaded model.
 
@@ -69,11 +71,13 @@ class Replica:
             place: What events say of it.
             load: Reads the weights again after they were freed; `None` if they never are.
             release: Gives the memory of freed weights back to the device.
+            queries_only: Whether it leaves bulk work to the others, so that a query never waits for theirs.
         """
         self.backend = backend
         self.place = place
         self.load = load
         self.release = release
+        self.queries_only = queries_only
         self.worker: WorkerThread | None = None
         self.died = False
         self.most_tokens: int | None = None  # halved when memory runs out
@@ -81,7 +85,7 @@ class Replica:
 
     def renew(self) -> Replica:
         """Return a replica over the same weights without a worker, for a forked child."""
-        return Replica(self.backend, self.place, self.load, self.release)
+        return Replica(self.backend, self.place, self.load, self.release, queries_only=self.queries_only)
 
     def free(self) -> int | None:
         """Let go of the weights and return their size; `None` if they are not in memory."""
@@ -275,7 +279,7 @@ class Worker:
         jobs: list[Job] = []
         with shared.changed:
             while not shared.closed:
-                if shared.queue:
+                if shared.queue.waiting(bulk=not replica.queries_only):
                     batch = self._take_batch()
                     if batch is not None:
                         return batch
@@ -300,7 +304,9 @@ class Worker:
     def _take_batch(self) -> Batch | None:
         shared, replica = self._shared, self._replica
         assert replica.backend is not None
-        batch = shared.queue.take_batch(pads=replica.backend.pads, most_tokens=replica.most_tokens)
+        batch = shared.queue.take_batch(
+            pads=replica.backend.pads, most_tokens=replica.most_tokens, bulk=not replica.queries_only
+        )
         if cancelled := shared.queue.take_cancelled():
             shared.counters.add(cancelled=cancelled)
         shared.busy += batch is not None

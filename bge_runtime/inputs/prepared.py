@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["PreparedInputs"]
+__all__ = ["PreparedInputs", "RoleText"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +23,15 @@ class PreparedInputs:
     passages: list[int]
     truncated: int = 0
     first_cut: int | None = None
+
+
+class RoleText(NamedTuple):
+    """A text that gets its instruction elsewhere.
+
+    Attributes:
+        text: The text.
+        role: `query` or `document`.
+    """
+
+    text: str
+    role: str

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
 
-from bge_runtime.backends.execution import Execution, choose_execution
+from bge_runtime.backends.execution import Execution
 from bge_runtime.engine.flow import Flow
 from bge_runtime.errors import ConfigurationError, UnknownArgumentError
 from bge_runtime.loading.runner import Runner
@@ -147,10 +147,7 @@ class Model(ABC):
 
     @property
     def _execution(self) -> Execution:
-        source = self.source
-        if self.known_spec is not None:
-            return source.executions[0]
-        return choose_execution((source.devices or (source.device,))[0], source.precision, source.backend)
+        return self.source.execution
 
     def _check_spec(self, spec: ModelSpec) -> None:
         """Refuse what this class cannot run."""

@@ -26,7 +26,7 @@ class LoadingOptions(TypedDict, total=False):
         devices: Devices that each hold a replica and work off one queue, instead of `device`.
         keep_alive_s: Seconds without work after which the weights are freed, until the next call; `None` never.
         revision: Branch, tag or commit on the hub.
-        token: Access token for private models.
+        token: Access token for private models, or the key of the server.
         cache_folder: Hugging Face cache folder; `None` is the usual one.
         local_files_only: Never use the network.
         trust_remote_code: Whether the repository's own Python code may run.
@@ -35,6 +35,9 @@ class LoadingOptions(TypedDict, total=False):
         model_kwargs: Extra arguments for the transformers model.
         processor_kwargs: Extra arguments for the tokenizer.
         config_kwargs: Extra arguments for the configuration.
+        base_url: Address of a server that runs the model instead; what is settled there cannot be said here.
+        api: What the server speaks: `bge` (`bge serve`, the default), `openai`, `tei`, `cohere`. All but the first
+            say nothing of the model: instructions are added here, and `model` declares its identity.
     """
 
     device: str | None
@@ -53,6 +56,8 @@ class LoadingOptions(TypedDict, total=False):
     model_kwargs: Mapping[str, Any] | None
     processor_kwargs: Mapping[str, Any] | None
     config_kwargs: Mapping[str, Any] | None
+    base_url: str | None
+    api: str | None
 
 
 # Of those whose default is not `None`.

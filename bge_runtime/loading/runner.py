@@ -67,6 +67,11 @@ class Runner:
         return self.own_length or self.source.spec.max_length
 
     @property
+    def refuses_long(self) -> bool:
+        """Whether a text that is too long is an error."""
+        return self._truncation == "error"
+
+    @property
     def batch_tokens(self) -> int:
         """Most padded tokens of one forward pass; needs the weights, whose device decides."""
         return self._batch_tokens or self.hold().batch_tokens
@@ -111,7 +116,7 @@ class Runner:
                 deadline=deadline,
                 window=window,
                 sizes=characters,
-                refuse=self._refuse if self._truncation == "error" else None,
+                refuse=self._refuse if self.refuses_long else None,
                 on_progress=progress,
             )
             return (yield from call.rows(items, prepare, output))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_runtime.backends.base import LoadRequest
-from bge_runtime.backends.devices import check_device_name, check_precision
+from bge_runtime.backends.devices import check_device_name, check_precision, default_batch_tokens
 from bge_runtime.backends.execution import Execution, check_execution, choose_execution
 from bge_runtime.backends.registry import find_backend
 from bge_runtime.errors import (
@@ -70,6 +70,8 @@ class ModelSource:
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     config_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    base_url: str | None = None
+    api: str | None = None
 
     @classmethod
     def of(cls, model: str | os.PathLike[str] | ModelSpec, loading: LoadingOptions) -> ModelSource:
@@ -86,6 +88,8 @@ class ModelSource:
             ConfigurationError: An option has a wrong value.
             ModelNotFoundError: The name is neither in the table, nor a folder, nor a hub id.
         """
+        if self.api is not None:
+            raise ConfigurationError(f"api={self.api!r} says what a server speaks. Pass base_url= too.")
         if not isinstance(self.backend, str):
             find_backend(self.backend)  # raises
         for name in FLAGS:
@@ -125,6 +129,16 @@ class ModelSource:
         return self.model.id if isinstance(self.model, ModelSpec) else str(self.model)
 
     @property
+    def is_remote(self) -> bool:
+        """Whether a server runs the model."""
+        return False
+
+    @property
+    def adds_instructions(self) -> bool:
+        """Whether whoever runs the model puts instructions around texts, by their role."""
+        return False
+
+    @property
     def known_spec(self) -> ModelSpec | None:
         """The spec when it can be had without fetching anything."""
         # With base_model= a hub id is described by its own files, which may have to be fetched; a folder's are there.
@@ -146,6 +160,17 @@ class ModelSource:
         if self._local is not None:
             return self._local
         return self._fetch(self.name, self.revision)
+
+    @property
+    def location(self) -> str:
+        """Where the model is, for people."""
+        return str(self.folder)
+
+    @property
+    def key(self) -> str:
+        """What tells the model, in memory, from any other; two links to one snapshot are one model."""
+        folder = os.path.realpath(self.folder)
+        return folder if self.adapter is None else f"{folder} with {self.adapter_digest}"
 
     @cached_property
     def adapter_folder(self) -> Path | None:
@@ -183,6 +208,11 @@ class ModelSource:
         return hub.file_digest(file) if file.is_file() else None
 
     @property
+    def missing_heads(self) -> list[str]:
+        """Which trained heads of further outputs the folder lacks."""
+        return sorted(set(hub.HEADS) - set(hub.head_files(self.folder)))
+
+    @property
     def vector_arguments(self) -> dict[str, str]:
         """Loading arguments that change vectors beyond their last digits, by name."""
         return {
@@ -214,6 +244,13 @@ class ModelSource:
         return sorted(PLACING_ARGUMENTS & {key for key, value in self.model_kwargs.items() if value is not None})
 
     @property
+    def execution(self) -> Execution:
+        """How the model runs, the first of several replicas; of an unknown model, how most do."""
+        if self.known_spec is not None:
+            return self.executions[0]
+        return choose_execution((self.devices or (self.device,))[0], self.precision, self.backend)
+
+    @property
     def executions(self) -> list[Execution]:
         """How the model runs, once for each replica; `device=None` chooses and gives one."""
         return [
@@ -239,6 +276,10 @@ class ModelSource:
             facts = {"score": scores[0]}  # whether it is the model's is known when the model is
         for device in self.devices or (self.device,):
             check_execution(device, self.precision, self._backend, **facts)
+
+    def batch_tokens(self, device: str) -> int:
+        """Return the padded tokens of one forward pass that run best."""
+        return default_batch_tokens(device)
 
     @property
     def advice(self) -> str:
@@ -313,12 +354,7 @@ class ModelSource:
                     "more names, such as devices=['cuda:0', 'cuda:1'], and leave device= out."
                 )
             object.__setattr__(self, "devices", tuple(map(check_device_name, names)))
-        seconds = self.keep_alive_s
-        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if seconds is not None and not (is_number and 0 <= seconds <= threading.TIMEOUT_MAX):
-            raise ConfigurationError(
-                f"keep_alive_s={seconds!r} is not allowed. Pass seconds, or None to keep the weights."
-            )
+        self._check_keep_alive()
         if self.calibration is not None:
             path = check_path(self.calibration, "calibration")
             object.__setattr__(self, "calibration", str(Path(path)))
@@ -326,6 +362,14 @@ class ModelSource:
                 raise ConfigurationError(
                     f"calibration={path!r} is not a file. Pass a text file with one text per line."
                 )
+
+    def _check_keep_alive(self) -> None:
+        seconds = self.keep_alive_s
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and 0 <= seconds <= threading.TIMEOUT_MAX):
+            raise ConfigurationError(
+                f"keep_alive_s={seconds!r} is not allowed. Pass seconds, or None to keep the weights."
+            )
 
     def _check_placing(self) -> None:
         names = " and ".join(map(repr, self.placing_arguments))

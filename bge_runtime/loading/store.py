@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bge_runtime.backends.base import Backend
-from bge_runtime.backends.devices import default_batch_tokens, release_memory
+from bge_runtime.backends.devices import release_memory
 from bge_runtime.backends.execution import Execution
 from bge_runtime.engine import flow as flows
 from bge_runtime.engine.counters import Counters
@@ -89,12 +89,9 @@ class ModelStore:
         if self._ending:
             raise process_ends()
         source.check_supported()
-        # Two links to one snapshot are one model.
-        folder = os.path.realpath(source.folder)  # before torch is imported: a missing model fails at once
-        if source.adapter is not None:
-            folder = f"{folder} with {source.adapter_digest}"
+        where = source.key  # before torch is imported: a missing model fails at once
         asker = threading.current_thread()
-        model, events = _on_own_thread(partial(self._hold_or_load, folder, source, task, holder, asker))
+        model, events = _on_own_thread(partial(self._hold_or_load, where, source, task, holder, asker))
         for event in events:
             self.hooks.tell(event)
         return model
@@ -186,13 +183,13 @@ class ModelStore:
             return model
 
     def _hold_or_load(
-        self, folder: str, source: ModelSource, task: Literal["embed", "score"], holder: object, asker: threading.Thread
+        self, where: str, source: ModelSource, task: Literal["embed", "score"], holder: object, asker: threading.Thread
     ) -> tuple[LoadedModel, list[LoadEvent]]:
         executions = source.executions
         check_alike(executions)
         ways = [[each.backend, each.device, each.precision] for each in executions]
         extras = [source.trust_remote_code, source.model_kwargs, source.processor_kwargs, source.config_kwargs]
-        key = json.dumps([folder, task, ways, source.calibration, extras], default=repr, sort_keys=True)
+        key = json.dumps([where, task, ways, source.calibration, extras], default=repr, sort_keys=True)
         # First without the loading lock: a model in memory must not wait until another one is loaded.
         found = self._hold(key, source, holder)
         if found is not None:
@@ -233,14 +230,16 @@ class ModelStore:
                 place_of(source, where),
                 partial(self._load_again, source, task, where, tokenizing),
                 partial(release_memory, where.device),
+                # All connections may be waiting for long answers.
+                queries_only=source.is_remote and number == 0,
             )
-            for each, where in zip(backends, executions, strict=True)
+            for number, (each, where) in enumerate(zip(backends, executions, strict=True))
         ]
         info = LoadedModelInfo(
             name=source.name,
-            folder=str(source.folder),
+            folder=source.location,
             task=task,
-            device=", ".join(execution.device for execution in executions),
+            device=first.device if source.is_remote else ", ".join(execution.device for execution in executions),
             precision=first.precision,
             backend=first.backend,
             parameters=events[0].parameters,
@@ -249,7 +248,7 @@ class ModelStore:
         )
         engine = Engine(replicas, source.name, self.counters, self.hooks)
         holders = weakref.WeakKeyDictionary[object, float | None]()
-        return LoadedModel(info, tokenizing, engine, default_batch_tokens(first.device), holders), events
+        return LoadedModel(info, tokenizing, engine, source.batch_tokens(first.device), holders), events
 
     def _load_again(
         self, source: ModelSource, task: Literal["embed", "score"], execution: Execution, tokenizing: Tokenizing

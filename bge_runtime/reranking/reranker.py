@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Self, Unpack
@@ -9,6 +10,7 @@ from typing import Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_runtime.backends.remote import no_files
 from bge_runtime.embedding.embedder import Embedder
 from bge_runtime.embedding.settings import digest
 from bge_runtime.engine.deadline import Deadline
@@ -18,6 +20,7 @@ from bge_runtime.inputs.checks import check_pairs, pairs_of
 from bge_runtime.inputs.tokenizing import TokenSequence
 from bge_runtime.loading.model import Model
 from bge_runtime.loading.options import LoadingOptions, with_loading_options
+from bge_runtime.loading.remote_source import source_of
 from bge_runtime.loading.runner import Runner, Truncation
 from bge_runtime.loading.source import ModelSource
 from bge_runtime.loading.store import arun, run
@@ -106,7 +109,12 @@ class Reranker(Model):
             ModelNotFoundError: The name cannot be a model.
             UnsupportedModelError: The model's kind cannot run.
         """
-        source = ModelSource.of(model.model if isinstance(model, Embedder) else model, loading)
+        if isinstance(model, Embedder) and model.source.is_remote:
+            raise ConfigurationError(
+                f"{model.model!r} runs on the server {model.source.base_url!r}, which compares texts itself. "
+                "Pass its name and base_url= to the reranker."
+            )
+        source = source_of(model.model if isinstance(model, Embedder) else model, loading)
         if isinstance(model, Embedder):
             # What the embedder settles cannot be said a second time here, where it would be ignored.
             own = max_length or batch_size or batch_tokens or truncation != "warn"
@@ -140,6 +148,8 @@ class Reranker(Model):
         self._token_pooling = check_token_pooling(token_pooling, mode)
         self._llm = LLMOptions.checked(cutoff_layers, compress_ratio, compress_layers, prompt)
         self._calibrator = None if calibrator is None else ScoreCalibrator.of(calibrator)
+        if source.is_remote:
+            self._check_remote()
         self._check_known()
 
     @property
@@ -193,7 +203,7 @@ class Reranker(Model):
             ConfigurationError: The vector cache rounds numbers that the mode needs whole.
         """
         overlap = self._passage_overlap if self._long_document == "max_passage" else None
-        if self.method == "cross_encoder":
+        if self.method == "cross_encoder" or self.source.is_remote:  # a server compares by itself
             return CrossEncoder(self._runner, self._llm, overlap)
         embedder = self._handed_in or Embedder(**self._runner.options(), token=self.source.token)
         comparison = comparison_of(embedder, self._mode, self._weights, self._token_pooling)
@@ -293,6 +303,7 @@ class Reranker(Model):
             ConfigurationError: The model is an embedder, which reads no pairs.
         """
         scorer = self.scorer
+        _ = self.source.folder  # what a server's tokenizer makes of them is not known here
         if not isinstance(scorer, CrossEncoder):
             raise ConfigurationError(
                 f"{self.model!r} reads each text by itself, so it has no tokens of a pair. Use Embedder.tokenize."
@@ -416,8 +427,36 @@ class Reranker(Model):
         shown = f", method={self.method!r}, normalize={self.normalize}" if known else ""
         return f"Reranker({self.model!r}{shown})"
 
+    def _check_remote(self) -> None:
+        """Refuse what cannot be asked of a server.
+
+        Raises:
+            ConfigurationError: Names it.
+        """
+        source = self.source
+        told = {**self.options(), "normalize": False, "cutoff_layers": None, "calibrator": None}
+        usual = inspect.signature(Reranker).parameters
+        own = {name: value for name, value in told.items() if name not in {*LoadingOptions.__annotations__, "model"}}
+        shared = {"batch_size", "batch_tokens", "show_progress", "truncation"}
+        if source.api != "bge":
+            own |= {"cutoff_layers": self._llm.cutoff_layer}
+        for name, value in own.items():
+            if name not in shared and value != usual[name].default:
+                raise ConfigurationError(
+                    f"{name}={value!r} beside base_url= is the server's to settle. Leave it out here."
+                )
+        if source.api == "openai":
+            raise ConfigurationError("api='openai' has no reranking. Use 'bge', 'tei' or 'cohere'.")
+        if source.api != "bge" and self._runner.refuses_long:
+            raise ConfigurationError(
+                f"truncation='error' needs a server that says what it cuts, and api={source.api!r} does not. "
+                "Use truncation='warn', or a server of ours."
+            )
+
     @property
     def _late(self) -> LateInteraction:
+        if self.source.is_remote:
+            raise no_files(self.model, str(self.source.base_url))
         if not isinstance(self.scorer, LateInteraction):
             raise ConfigurationError(f"{self.model!r} is a cross-encoder and has no vectors. Use an embedder for them.")
         return self.scorer

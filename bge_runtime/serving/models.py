@@ -105,7 +105,7 @@ class Served:
             ConfigurationError: It is none.
         """
         if not isinstance(self._embedder, VisionEmbedder):
-            raise ConfigurationError(f"{self.name!r} reads no pictures. BAAI/BGE-VL-base does; send texts= to this one.")
+            raise ConfigurationError(f"{self.name!r} reads no pictures, as BAAI/BGE-VL-base does. Send texts=.")
         return self._embedder
 
     @property

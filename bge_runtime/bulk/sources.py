@@ -315,6 +315,8 @@ def _parquet(file: InputFile, text_column: str, id_column: str, start: int) -> I
                 start, first = start - held, first + held
             else:
                 groups.append(group)
+        if not groups:  # older readers take no groups for the last one
+            return
         wanted = [name for name in dict.fromkeys((text_column, id_column)) if name in names]
         batches = table.iter_batches(READ_AT_ONCE, row_groups=groups, columns=wanted)
         yield from islice(_of_batches(batches, names, text_column, id_column, first), start, None)

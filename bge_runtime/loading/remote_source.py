@@ -87,8 +87,9 @@ class RemoteSource(ModelSource):
         if self.api != "bge":
             row = get_spec(self.base_model or self.name)
             return replace(row, id=self.name, positions=None, outputs=("dense",), layers=None, tasks=row.tasks)
+        facts = self._facts
         try:
-            told = dict(self._facts["facts"]["spec"])
+            told = dict(facts["facts"]["spec"])
             for name in ("outputs", "languages", "layers"):
                 told[name] = None if told[name] is None else tuple(told[name])
             told["tasks"] = {name: tuple(pair) for name, pair in told["tasks"].items()}

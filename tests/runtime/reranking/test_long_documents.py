@@ -143,11 +143,12 @@ def test_when_time_runs_out_the_best_so_far_comes_first(model, monkeypatch):
     documents = [f"{DOCUMENTS[n % 4]} number {n}" for n in range(400)]
     reranker = Reranker(model, batch_size=16, truncation="silent", max_length=32)
     scores = reranker.score(QUERY, documents)
-    slowed(monkeypatch, 0.2)
+    # A machine that is busy otherwise comes to the first forward pass late.
+    slowed(monkeypatch, 0.5)
     started = time.perf_counter()
-    ranking = reranker.rank(QUERY, documents, time_budget_s=0.9)
+    ranking = reranker.rank(QUERY, documents, time_budget_s=2)
     took = time.perf_counter() - started
-    assert took < 3
+    assert took < 6
     assert ranking.partial
     assert len(ranking) == 400
     scored = [each for each in ranking if not math.isnan(each.score)]

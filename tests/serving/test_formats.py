@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import random
 
@@ -215,3 +216,22 @@ def test_tei_speaks_of_the_first_models(client, embedder, documents):
     assert wrong.status_code == 400
     sparse = client.post("/embed_sparse", json={"inputs": ["a"]})
     assert "has no output 'sparse'" in sparse.json()["error"]
+
+
+def test_half_a_surrogate_pair_is_told_as_the_model_has_read_it(client):
+    half, read = "a \ud800 cat", "a \ufffd cat"
+    asked = (
+        ("/v2/embed", {"model": EMBEDDER, "texts": [half], "input_type": "search_query"}, lambda told: told["texts"]),
+        ("/v1/embed", {"model": EMBEDDER, "texts": [half]}, lambda told: told["texts"]),
+        (
+            "/v1/rerank",
+            {"model": RERANKER, "query": half, "documents": [half]},
+            lambda told: [told["results"][0]["document"]["text"]],
+        ),
+        ("/rerank", {"query": half, "texts": [half], "return_text": True}, lambda told: [told[0]["text"]]),
+    )
+    for path, body, texts in asked:
+        # The client of the test cannot write it either.
+        answer = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+        assert answer.status_code == 200, path
+        assert texts(answer.json()) == [read]

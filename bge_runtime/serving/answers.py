@@ -55,7 +55,7 @@ def json_answer(content: Any, status: int = 200, headers: dict[str, str] | None 
     try:
         body = orjson.dumps(content, option=OPTIONS)
     except orjson.JSONEncodeError:
-        # A text that is repeated may have half a surrogate pair, which UTF-8 has not: it is told as models have read it.
+        # A text that is repeated may hold half a surrogate pair, which UTF-8 has not: it is told as models read it.
         body = orjson.dumps(_without_surrogates(content), option=OPTIONS)
     return Response(body, status, headers, media_type="application/json")
 

@@ -64,6 +64,15 @@ def test_whoever_has_none_is_kept_out(guarded, path, headers, message):
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+def test_the_description_asks_for_a_key_where_one_is_needed(guarded):
+    headers = {"x-api-key": KEYS[0]}
+    document = guarded.get("/openapi.json", headers=headers).json()
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "header"}
+    assert document["paths"]["/embed"]["post"]["security"] == [{"bearer": []}, {"header": []}]
+    assert "security" not in document["paths"]["/health"]["get"]
+    assert "securitySchemes" not in create_app(settings(EMBEDDER)).openapi()["components"]
+
+
 def test_life_and_readiness_need_no_key_and_differ(hub_cache, key_file, monkeypatch):
     app = create_app(settings(EMBEDDER, api_key_file=key_file))
     gate = asyncio.Event()

@@ -39,7 +39,7 @@ REASONS = {
     503: "The model is not there any more.",
     504: "It was not computed in time.",
 }
-OF_EVERY_ROUTE = (401, 408, 413, 500)
+OF_EVERY_ROUTE: tuple[int, ...] = (401, 408, 413, 500)
 OF_MODELS = (404, 503)
 # No answer has the shape that FastAPI would give it.
 UNUSED = ("HTTPValidationError", "ValidationError")

@@ -134,8 +134,8 @@ milvus-check: $(ENVIRONMENTS)/milvus-langchain/.ready $(ENVIRONMENTS)/milvus-lla
 	$(ENVIRONMENTS)/milvus-langchain/bin/python -m pytest -v tests/milvus/check_langchain.py -o python_functions="check_*"
 	$(ENVIRONMENTS)/milvus-llamaindex/bin/python -m pytest -v tests/milvus/check_llamaindex.py -o python_functions="check_*"
 
-clients-check: $(ENVIRONMENTS)/clients/.ready ## Clients of OpenAI, Cohere, TEI and both frameworks against a running server
-	$(ENVIRONMENTS)/clients/bin/python -m pytest -v tests/clients/check_clients.py -o python_functions="check_*"
+clients-check: $(ENVIRONMENTS)/clients/.ready ## Clients of OpenAI, Cohere, TEI and both frameworks, and schemathesis, against a running server
+	$(ENVIRONMENTS)/clients/bin/python -m pytest -v tests/clients/check_clients.py tests/clients/check_schema.py -o python_functions="check_*"
 
 browser-check: setup ## Look at a report in headless Chromium, on a telephone and on a screen
 	$(BIN)/python -m pytest tests/evaluation/check_browser.py -o python_functions="check_*"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -17,8 +18,10 @@ from bge_runtime import (
     UnsupportedModelError,
 )
 
-__all__ = ["HEADERS", "error_answer", "json_answer", "problem_of", "status_of"]
+__all__ = ["HEADERS", "KINDS", "error_answer", "json_answer", "problem_of", "shape_of", "status_of"]
 
+OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 HEADERS = {"identity": "x-bge-identity", "truncated": "x-bge-truncated-inputs"}
 # By path: which format an error is told in; whatever else is OpenAI's.
 SHAPES = {
@@ -49,14 +52,23 @@ KINDS = {
 
 def json_answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Return JSON; arrays of numbers are written as they are."""
-    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    try:
+        body = orjson.dumps(content, option=OPTIONS)
+    except orjson.JSONEncodeError:
+        # A text that is repeated may hold half a surrogate pair, which UTF-8 has not: it is told as models read it.
+        body = orjson.dumps(_without_surrogates(content), option=OPTIONS)
     return Response(body, status, headers, media_type="application/json")
+
+
+def shape_of(path: str) -> str:
+    """Return which format the errors of a path are told in."""
+    return SHAPES.get(path, "cohere" if path.startswith("/v2/") else "openai")
 
 
 def error_answer(path: str, status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     """Return an error in the shape of the format that a path belongs to."""
     kind, tei = KINDS.get(status, KINDS[400])
-    shape = SHAPES.get(path, "cohere" if path.startswith("/v2/") else "openai")
+    shape = shape_of(path)
     if shape == "cohere":
         content: dict[str, Any] = {"message": message}
     elif shape == "tei":
@@ -86,3 +98,11 @@ def problem_of(errors: Any) -> str:
         place = ".".join(str(part) for part in each["loc"] if part != "body") or "the body"
         told.append(f"{place}: {each['msg']}")
     return f"The request is not understood. {'; '.join(told)}."
+
+
+def _without_surrogates(content: Any) -> Any:
+    if isinstance(content, str):
+        return LONE_SURROGATE.sub("\ufffd", content)
+    if isinstance(content, dict):
+        return {name: _without_surrogates(value) for name, value in content.items()}
+    return [_without_surrogates(each) for each in content] if isinstance(content, list) else content

@@ -6,17 +6,19 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 import bge_runtime
 from bge_runtime import BGEError
 from bge_runtime.serving import cohere, native, openai, tei
 from bge_runtime.serving.admission import Admission, Busy, Rate
 from bge_runtime.serving.answers import error_answer, json_answer, problem_of, status_of
+from bge_runtime.serving.description import describe
 from bge_runtime.serving.guard import Guard
 from bge_runtime.serving.models import Models
 from bge_runtime.serving.monitoring import Monitoring
@@ -59,19 +61,27 @@ def create_app(settings: ServerSettings) -> FastAPI:
                 bge_runtime.remove_hook(hook)
 
     # Pages that show the description would load scripts from elsewhere.
-    app = FastAPI(
+    app = _Described(
         title="bge-integrations", version=bge_runtime.__version__, lifespan=living, docs_url=None, redoc_url=None
     )
-    app.state.work = work
+    app.state.work, app.state.monitoring, app.state.has_keys = work, monitoring, bool(keys)
     for each in (openai, cohere, native, tei):
         app.include_router(each.router)
     app.add_api_route("/health", _health, methods=["GET"])
-    app.add_api_route("/ready", _ready, methods=["GET"])
-    app.add_api_route("/metrics", lambda: Response(monitoring.text(), media_type="text/plain"), methods=["GET"])
+    app.add_api_route("/ready", _ready, methods=["GET"], responses={503: {"description": "Weights are being read."}})
+    app.add_api_route("/metrics", _metrics, methods=["GET"], response_class=PlainTextResponse)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(Guard, settings=settings, keys=keys, monitoring=monitoring)
     return app
+
+
+class _Described(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = super().openapi()
+            describe(self.openapi_schema, has_keys=self.state.has_keys)
+        return self.openapi_schema
 
 
 async def _load(work: Work) -> None:
@@ -92,6 +102,11 @@ async def _ready(request: Request) -> Response:
     """Whether the weights that are to be there are there."""
     is_ready = request.app.state.work.is_ready
     return json_answer({"status": "ready" if is_ready else "loading"}, 200 if is_ready else 503)
+
+
+async def _metrics(request: Request) -> Response:
+    """What Prometheus reads."""
+    return PlainTextResponse(request.app.state.monitoring.text())
 
 
 async def _told(request: Request, error: Exception) -> Response:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import time
 from collections.abc import Sequence
 from urllib.parse import parse_qsl
 
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bge_runtime.serving.answers import error_answer
@@ -63,22 +66,24 @@ class Guard:
     async def _let_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         key, problem = self._key(scope)
-        if path in OPEN:
-            problem = None
         scope.setdefault("state", {})["key"] = key
-        try:
-            async with asyncio.timeout(self._settings.body_timeout_s):
-                body = await self._body(scope, receive, is_wanted=problem is None)
-        except TimeoutError:
-            message = f"The body has not come within {self._settings.body_timeout_s:g} s."
-            await error_answer(path, 408, message, {"connection": "close"})(scope, receive, send)
+        if problem is not None and path not in OPEN:
+            await self._refuse(error_answer(path, 401, problem, {"www-authenticate": "Bearer"}), receive, send)
             return
-        if problem is not None:
-            await error_answer(path, 401, problem, {"www-authenticate": "Bearer"})(scope, receive, send)
-            return
+        body, more = None, True
+        if not self._is_too_large(scope):
+            try:
+                async with asyncio.timeout(self._settings.body_timeout_s):
+                    body, more = await self._body(receive)
+            except TimeoutError:
+                late = f"The body has not come within {self._settings.body_timeout_s:g} s."
+                await error_answer(path, 408, late, {"connection": "close"})(scope, receive, send)
+                return
+            except ClientDisconnect:
+                return
         if body is None:
-            message = f"The body is larger than {self._settings.max_body_bytes:,} bytes. Send it in several requests."
-            await error_answer(path, 413, message, {"connection": "close"})(scope, receive, send)
+            large = f"The body is larger than {self._settings.max_body_bytes:,} bytes. Send it in several requests."
+            await self._refuse(error_answer(path, 413, large), receive, send, more=more)
             return
         is_read = False
 
@@ -111,26 +116,41 @@ class Guard:
         same = [hmac.compare_digest(given, each) for each in self._keys]
         return (f"key {same.index(True) + 1}", None) if any(same) else ("", "This key is not known here.")
 
-    async def _body(self, scope: Scope, receive: Receive, *, is_wanted: bool) -> bytes | None:
-        """Return the body; `None` where it is too large, or nobody wants it.
-
-        It is read to its end all the same, and kept by nobody: a connection that is closed while its client still
-        sends loses the answer on the way.
-        """
-        most = self._settings.max_body_bytes
+    def _is_too_large(self, scope: Scope) -> bool:
+        """Whether a body says so before it comes."""
         told = dict(scope["headers"]).get(b"content-length", b"0")
-        is_kept = is_wanted and not (told.isdigit() and int(told[:20]) > most)
+        return told.isdigit() and int(told[:20]) > self._settings.max_body_bytes
+
+    async def _body(self, receive: Receive) -> tuple[bytes | None, bool]:
+        """Return the body, or `None` as soon as it is too large, and whether more of it comes.
+
+        Raises:
+            ClientDisconnect: The client went before its end.
+        """
         parts: list[bytes] = []
         size, more = 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                break
-            part = message.get("body", b"")
-            size, more = size + len(part), message.get("more_body", False)
-            is_kept = is_kept and size <= most
-            if is_kept:
-                parts.append(part)
-            else:
-                parts.clear()
-        return b"".join(parts) if is_kept else None
+                raise ClientDisconnect
+            parts.append(message.get("body", b""))
+            size, more = size + len(parts[-1]), message.get("more_body", False)
+            if size > self._settings.max_body_bytes:
+                return None, more
+        return b"".join(parts), False
+
+    async def _refuse(self, answer: Response, receive: Receive, send: Send, *, more: bool = True) -> None:
+        """Answer at once, and end the answer when the body has come to its end, or its time is up.
+
+        What still comes is kept by nobody: a connection that is closed while its client sends loses the answer on the
+        way.
+        """
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                while more:
+                    message = await receive()
+                    more = message["type"] == "http.request" and message.get("more_body", False)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

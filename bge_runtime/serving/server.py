@@ -8,6 +8,7 @@ import signal
 import uvicorn
 
 from bge_runtime.serving.application import create_app
+from bge_runtime.serving.connections import Connection
 from bge_runtime.serving.settings import ServerSettings
 
 __all__ = ["serve"]
@@ -33,8 +34,9 @@ def serve(settings: ServerSettings) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
-        # It bounds what comes before a body, where httptools does not.
-        http="h11",
+        # h11 bounds what comes before a body, where httptools does not.
+        http=Connection.bounded(settings.body_timeout_s),  # type: ignore[arg-type]
+        ws="none",  # whatever is installed: nothing here speaks it
         h11_max_incomplete_event_size=MOST_HEADERS,
         # Longer than clients keep an unused connection (httpx 5 s): a server that closes it first may do so under a
         # request that is on its way.

@@ -80,7 +80,7 @@ class ServerSettings(BaseSettings):
         max_texts: Of a request; documents of a reranking count too.
         max_tokens: Of a request, as the model counts them.
         max_queued_tokens: Of all requests of one key that are not answered yet.
-        body_timeout_s: In which a request must have come.
+        body_timeout_s: In which the headers of a request must have come, and then its body.
         timeout_s: In which it must be answered.
         drain_s: How long an ending server waits for requests that it has taken.
     """

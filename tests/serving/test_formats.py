@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import random
 
@@ -215,3 +216,51 @@ def test_tei_speaks_of_the_first_models(client, embedder, documents):
     assert wrong.status_code == 400
     sparse = client.post("/embed_sparse", json={"inputs": ["a"]})
     assert "has no output 'sparse'" in sparse.json()["error"]
+
+
+def test_half_a_surrogate_pair_is_told_as_the_model_has_read_it(client):
+    half, read = "a \ud800 cat", "a \ufffd cat"
+    asked = (
+        ("/v2/embed", {"model": EMBEDDER, "texts": [half], "input_type": "search_query"}, lambda told: told["texts"]),
+        ("/v1/embed", {"model": EMBEDDER, "texts": [half]}, lambda told: told["texts"]),
+        (
+            "/v1/rerank",
+            {"model": RERANKER, "query": half, "documents": [half]},
+            lambda told: [told["results"][0]["document"]["text"]],
+        ),
+        ("/rerank", {"query": half, "texts": [half], "return_text": True}, lambda told: [told[0]["text"]]),
+    )
+    for path, body, texts in asked:
+        # The client of the test cannot write it either.
+        answer = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+        assert answer.status_code == 200, path
+        assert texts(answer.json()) == [read]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "none", "input": "a"}),
+        ("/v2/embed", {"model": EMBEDDER, "input_type": "image"}),
+        ("/v1/embed", {"model": EMBEDDER}),
+        ("/v2/rerank", {"model": "none", "query": "a", "documents": []}),
+        ("/v1/rerank", {"model": RERANKER, "query": "a", "documents": ["a"], "cutoff_layers": 3}),
+        ("/v1/encode", {"model": EMBEDDER, "texts": ["a"], "outputs": ["sparse"]}),
+        ("/embed", {"inputs": "word " * 600, "truncate": False}),
+        ("/tokenize", {}),
+    ],
+)
+def test_errors_are_those_that_the_description_names(client, path, body):
+    answer, document = client.post(path, json=body), client.get("/openapi.json").json()
+    answers = document["paths"][path]["post"]["responses"]
+    assert set(answers) == {"200", "400", "401", "404", "408", "413", "422", "429", "500", "503", "504"}
+    name = answers[str(answer.status_code)]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
+    schema = document["components"]["schemas"][name]
+    assert answer.headers["content-type"] == "application/json"
+    assert set(answer.json()) == set(schema["properties"])
+
+
+def test_the_description_tells_of_text_and_of_routes_that_fail_otherwise(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths["/metrics"]["get"]["responses"]["200"]["content"]) == {"text/plain"}
+    assert paths["/ready"]["get"]["responses"]["503"] == {"description": "Weights are being read."}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import json
 import logging
+import os
 import time
+from urllib.parse import quote
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -15,7 +19,7 @@ from bge_runtime import BatchEvent, ConfigurationError
 from bge_runtime.engine import worker
 from bge_runtime.serving import ServerSettings, create_app
 from bge_runtime.serving.admission import Admission, Busy, Rate
-from tests.serving.conftest import EMBEDDER, settings
+from tests.serving.conftest import EMBEDDER, RERANKER, settings
 
 KEYS = ("first-key-of-a-client", "second-key-of-a-client")
 BODY = {"model": EMBEDDER, "input": ["a cat"]}
@@ -62,6 +66,15 @@ def test_whoever_has_none_is_kept_out(guarded, path, headers, message):
     assert answer.status_code == 401
     assert message in answer.json()["error"]["message"]
     assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_the_description_asks_for_a_key_where_one_is_needed(guarded):
+    headers = {"x-api-key": KEYS[0]}
+    document = guarded.get("/openapi.json", headers=headers).json()
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "header"}
+    assert document["paths"]["/embed"]["post"]["security"] == [{"bearer": []}, {"header": []}]
+    assert "security" not in document["paths"]["/health"]["get"]
+    assert "securitySchemes" not in create_app(settings(EMBEDDER)).openapi()["components"]
 
 
 def test_life_and_readiness_need_no_key_and_differ(hub_cache, key_file, monkeypatch):
@@ -139,14 +152,18 @@ def test_a_body_that_is_too_large_is_refused_by_what_it_says_and_by_what_it_is(h
         assert found.post("/v1/embeddings", json=BODY).status_code == 200
 
 
-async def asked(app, path, body, *, receive=None, headers=()):
-    """Ask an application; return status, headers and body."""
-    sent = []
-    scope = {
+def scope_of(path, headers):
+    """Return what a server tells an application of a request."""
+    return {
         "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
         "headers": [(b"content-type", b"application/json"), *headers], "client": ("test", 1), "server": ("test", 1),
         "scheme": "http", "http_version": "1.1", "root_path": "", "asgi": {"version": "3.0"},
     }  # fmt: skip
+
+
+async def asked(app, path, body, *, receive=None, headers=()):
+    """Ask an application; return status, headers and body."""
+    sent = []
     messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
     async def given():
@@ -157,7 +174,7 @@ async def asked(app, path, body, *, receive=None, headers=()):
     async def send(message):
         sent.append(message)
 
-    await app(scope, receive or given, send)
+    await app(scope_of(path, headers), receive or given, send)
     start = next((each for each in sent if each["type"] == "http.response.start"), {"status": None, "headers": []})
     content = b"".join(each.get("body", b"") for each in sent if each["type"] == "http.response.body")
     return start["status"], dict(start["headers"]), content
@@ -307,3 +324,132 @@ def test_metrics_count_requests_tokens_and_what_was_cut(guarded):
     assert "bge_queued_tokens 0.0" in text
     assert f'bge_truncated_inputs_total{{model="{EMBEDDER}"}} 1.0' in text
     assert "bge_tokens_total{" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/v1/embeddings", [(b"x-api-key", KEYS[0].encode()), (b"content-length", b"1073741824")], 413),
+        ("/v1/embeddings", [(b"x-api-key", KEYS[0].encode()), (b"content-length", b"9" * 4000)], 413),
+        ("/v2/embed", [(b"content-length", b"10")], 401),
+    ],
+)
+async def test_what_headers_refuse_is_refused_before_a_body_comes(hub_cache, key_file, path, headers, status):
+    app, read = create_app(settings(EMBEDDER, api_key_file=key_file, body_timeout_s=0.05)), []
+
+    async def never():
+        read.append(1)
+        await asyncio.Event().wait()
+
+    sent = []
+
+    async def send(message):
+        # Whole before anything is read, and ended, with its connection, when no end of the body has come.
+        sent.append((message["type"], message.get("status"), message.get("body"), list(read)))
+
+    await app(scope_of(path, headers), never, send)
+    (_, found, _, _), (_, _, content, before), (_, _, end, after) = sent
+    assert (found, before, end, after) == (status, [], b"", [1])
+    assert json.loads(content)
+
+
+async def test_a_client_that_goes_before_the_end_of_its_body_costs_nothing(hub_cache, caplog):
+    caplog.set_level(logging.INFO)
+    messages = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": json.dumps(BODY).encode(), "more_body": True},
+    ]
+
+    async def goes():
+        return messages.pop()
+
+    app = create_app(settings(EMBEDDER))
+    status, _, content = await asked(app, "/v1/embeddings", {}, receive=goes)
+    assert (status, content) == (None, b"")
+    assert "POST /v1/embeddings 499" in caplog.text
+
+
+NAMES = (
+    "../../etc/passwd",
+    "/etc/passwd",
+    "..%2f..%2fetc%2fpasswd",
+    "%2e%2e/%2e%2e/etc/passwd",
+    "C:\\Windows\\win.ini",
+    "file:///etc/passwd",
+    "http://127.0.0.1:9/model",
+    f"{EMBEDDER}/../../etc/passwd",
+    f"{EMBEDDER}\0",
+    f"{EMBEDDER}:../query",
+    "~root/.ssh/id_rsa",
+    "${HOME}",
+    "a" * 60_000,
+)
+ROUTES = (
+    ("/v1/embeddings", {"input": "a"}),
+    ("/v2/embed", {"texts": ["a"], "input_type": "search_query"}),
+    ("/v1/embed", {"texts": ["a"]}),
+    ("/v2/rerank", {"query": "a", "documents": ["a"]}),
+    ("/v1/rerank", {"query": "a", "documents": ["a"]}),
+    ("/v1/encode", {"texts": ["a"]}),
+)
+
+
+@pytest.fixture
+def touched(client, monkeypatch):
+    """What of the disk is asked for, from all threads, once the models are there."""
+    while client.get("/ready").status_code != 200:
+        time.sleep(0.05)
+    # FastAPI reads the source of a route on its first use.
+    client.get("/v1/models/none")
+    for path, body in ROUTES:
+        client.post(path, json={"model": "none", **body})
+    found = []
+    for place, name in (
+        (os, "stat"),
+        (os, "lstat"),
+        (os, "open"),
+        (os, "listdir"),
+        (os, "scandir"),
+        (builtins, "open"),
+    ):
+        own = getattr(place, name)
+        monkeypatch.setattr(
+            place, name, lambda *given, own=own, **named: found.append(given[:1]) or own(*given, **named)
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:20]))
+def test_a_name_that_is_a_path_is_no_model_and_looked_up_nowhere(client, touched, name):
+    found = [client.post(path, json={"model": name, **body}) for path, body in ROUTES]
+    # As they are, and with everything escaped that can be: the client of the test resolves dots by itself.
+    found += [client.get("/v1/models/" + quote(quote(name, safe=""))), client.get("/v1/models/" + quote(name, safe=""))]
+    for answer in found:
+        assert answer.status_code == 404
+        assert "is not served here" in answer.text
+        assert len(answer.text) < 1000
+        assert "root:" not in answer.text
+    assert not touched
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:9/a.txt", "https://example.org/", "file:///etc/passwd", "data:,a"]
+)
+def test_an_address_is_a_text_like_any_other_and_fetched_from_nowhere(client, touched, address):
+    wanted = bge_runtime.Embedder(EMBEDDER).encode_documents([address])
+    found = (
+        client.post("/v1/embeddings", json={"model": EMBEDDER, "input": address}).json()["data"][0]["embedding"],
+        client.post("/embed", json={"inputs": [address]}).json()[0],
+        client.post("/v1/encode", json={"model": EMBEDDER, "texts": [address]}).json()["dense"][0],
+        client.post("/v2/embed", json={"model": EMBEDDER, "texts": [address], "input_type": "search_document"}).json()[
+            "embeddings"
+        ]["float"][0],
+    )
+    for each in found:
+        assert np.abs(np.array(each) - wanted[0]).max() < 1e-6
+    ranked = client.post("/v1/rerank", json={"model": RERANKER, "query": "a", "documents": [address]})
+    assert ranked.json()["results"][0]["document"]["text"] == address
+    for given in ({"images": [address]}, {"inputs": [{"content": [{"type": "image_url", "image_url": address}]}]}):
+        answer = client.post("/v2/embed", json={"model": EMBEDDER, "input_type": "image", **given})
+        assert (answer.status_code, "Send texts" in answer.json()["message"]) == (400, True)
+    assert not [each for each in touched if address in str(each)]

@@ -9,7 +9,7 @@ PEERS := .benchmarks/venvs
 COMPILE := uv pip compile --quiet --generate-hashes --no-header --no-annotate --override locks/without-torch.txt
 LOCK = $(BIN)/$(COMPILE) --universal --python-version 3.11 $(if $(UPGRADE),--upgrade)
 RANGES = $(BIN)/$(COMPILE) --python $(BIN)/python pyproject.toml --all-extras --group dev
-SETUP_EXTRAS := langchain llamaindex offline onnx openvino pdf eval mteb telemetry train serve bulk
+SETUP_EXTRAS := langchain llamaindex offline onnx openvino pdf eval mteb telemetry train serve remote bulk
 # What others deprecate among themselves, which pyproject.toml ignores: errors where everything is the newest.
 # The two that stand behind them say only that they are sunset.
 STRICT := -W error::DeprecationWarning -W error::PendingDeprecationWarning -W error::FutureWarning \

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import random
 
 import numpy as np
 import pytest
+from PIL import Image
+from starlette.testclient import TestClient
 
 import bge_runtime
-from bge_runtime import Embedder, Reranker
-from tests.serving.conftest import EMBEDDER, HEADS, RERANKER
+from bge_runtime import Embedder, Reranker, VisionEmbedder
+from bge_runtime.serving import create_app
+from tests.serving.conftest import EMBEDDER, HEADS, RERANKER, settings
+
+VISION = "BAAI/BGE-VL-base"
 
 TEXTS = ["The cat sleeps in the house.", "Bread is made of flour.", "a river", "The cat sleeps in the house."]
 QUERY = "where does the cat sleep"
@@ -264,3 +270,64 @@ def test_the_description_tells_of_text_and_of_routes_that_fail_otherwise(client)
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths["/metrics"]["get"]["responses"]["200"]["content"]) == {"text/plain"}
     assert paths["/ready"]["get"]["responses"]["503"] == {"description": "Weights are being read."}
+
+
+def test_pairs_are_scored_raw_in_their_order_and_say_which_were_cut(client, documents):
+    pairs = [(QUERY, each) for each in documents] + [("bread", "word " * 900)]
+    told = client.post("/v1/score", json={"model": RERANKER, "pairs": pairs}).json()
+    np.testing.assert_allclose(told["scores"], Reranker(RERANKER, truncation="silent").score_pairs(pairs), atol=1e-6)
+    assert told["usage"]["truncated_inputs"] == [len(pairs) - 1]
+    assert told["identity"] == Reranker(RERANKER).score_identity
+    packed = client.post("/v1/score", json={"model": RERANKER, "pairs": pairs, "encoding_format": "base64"}).json()
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(packed["scores"]), "<f4"), np.float32(told["scores"]))
+    assert client.post("/v1/score", json={"model": RERANKER, "pairs": []}).json()["scores"] == []
+
+
+def test_texts_that_were_cut_are_told_by_their_place(client):
+    told = client.post("/v1/encode", json={"model": EMBEDDER, "texts": ["a", "word " * 900, "b"]}).json()
+    assert told["usage"]["truncated_inputs"] == [1]
+
+
+@pytest.fixture(scope="module")
+def pictures(hub_cache):
+    with TestClient(create_app(settings(VISION)), raise_server_exceptions=False) as found:
+        yield found
+
+
+def picture(color):
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 30), color).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_pictures_are_data(pictures):
+    files = [picture("red"), picture("blue")]
+    bare = [base64.b64encode(each).decode() for each in files]
+    named = [f"data:image/png;base64,{each}" for each in bare]
+    wanted = VisionEmbedder(VISION)
+    for sent in (bare, named):
+        told = pictures.post("/v1/encode", json={"model": VISION, "images": sent}).json()
+        np.testing.assert_allclose(told["dense"], wanted.encode_images(files), atol=1e-6)
+    both = pictures.post("/v1/encode", json={"model": VISION, "images": bare, "texts": ["x", "y"]}).json()
+    pairs = list(zip(files, ["x", "y"], strict=True))
+    np.testing.assert_allclose(both["dense"], wanted.encode_image_texts(pairs), atol=1e-6)
+    told = pictures.post("/v1/embeddings", json={"model": VISION, "input": ["a red square"]})
+    np.testing.assert_allclose(vectors(told), wanted.encode_texts(["a red square"]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["http://127.0.0.1:9/x.png", "https://host/x.png", "file:///etc/passwd", "/etc/passwd", "bm90IGEgcGljdHVyZQ=="],
+)
+def test_what_is_no_picture_is_refused_and_nothing_is_fetched(pictures, image):
+    told = pictures.post("/v1/encode", json={"model": VISION, "images": [image]})
+    assert told.status_code == 400, told.text
+    assert "images[0]" in told.json()["error"]["message"]
+
+
+def test_pictures_and_texts_that_do_not_go_together_are_refused(pictures, client):
+    image = base64.b64encode(picture("red")).decode()
+    for body in ({"images": [image], "texts": ["a", "b"]}, {}):
+        assert pictures.post("/v1/encode", json={"model": VISION, **body}).status_code == 400
+    assert "no pictures" in client.post("/v1/encode", json={"model": EMBEDDER, "images": [image]}).text
+    assert "reranks nothing" in pictures.post("/v1/score", json={"model": VISION, "pairs": [["a", "b"]]}).text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib
 import json
 import re
 import urllib.parse
@@ -25,8 +26,9 @@ from typer.testing import CliRunner
 
 import bge_runtime.serving
 from bge_runtime.cli.commands import app
-from bge_runtime.serving import ServerSettings, create_app
+from bge_runtime.serving import ServerSettings, create_app, ray_serve
 from bge_runtime.serving.monitoring import Monitoring
+from bge_runtime.serving.server import KEEP_ALIVE_S
 from tests.packaging.project import ROOT, extras
 
 DEPLOY = ROOT / "deploy"
@@ -111,6 +113,23 @@ def container() -> dict[str, Any]:
     return dict(found)
 
 
+def ray_service() -> dict[str, Any]:
+    found: dict[str, Any] = manifests("kuberay.yaml")["RayService"]["spec"]
+    return found
+
+
+def served_by_ray() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(ray_service()["serveConfigV2"])
+    return found
+
+
+def ray_pods() -> dict[str, dict[str, Any]]:
+    """Return head and worker."""
+    groups = {"head": ray_service()["rayClusterConfig"]["headGroupSpec"]}
+    (groups["worker"],) = ray_service()["rayClusterConfig"]["workerGroupSpecs"]
+    return {name: each["template"]["spec"] for name, each in groups.items()}
+
+
 def wrong(document: Any, schema: str, kind: str | None = None) -> list[str]:
     """Return where a document has what its schema does not allow, or lacks what it asks for."""
     known = [(f"{name}.json", DRAFT202012.create_resource(each)) for name, each in SCHEMAS.items()]
@@ -128,6 +147,69 @@ def test_compose_has_what_its_specification_allows() -> None:
 @pytest.mark.parametrize("kind", manifests())
 def test_a_manifest_has_what_its_kind_allows(kind: str) -> None:
     assert wrong(manifests()[kind], "kubernetes", kind) == []
+
+
+def test_the_manifest_of_kuberay_has_what_its_kind_allows() -> None:
+    assert wrong(manifests("kuberay.yaml")["RayService"], "rayservice") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("apiVersion", "ray.io/v1alpha1"),
+        ("spec/serveConfig", {}),
+        ("spec/rayClusterConfig/headGroupSpec/template", None),
+        ("spec/rayClusterConfig/headGroupSpec/rayStartParams/num-cpus", 0),
+        ("spec/rayClusterConfig/workerGroupSpecs/0/maxReplica", 4),
+        ("spec/rayClusterConfig/workerGroupSpecs/0/template/spec/containers/0/readinesProbe", {}),
+        ("spec/rayClusterConfig/workerGroupSpecs/0/template/spec/containers/0/name", None),
+    ],
+)
+def test_a_slip_in_the_manifest_of_kuberay_is_found(path: str, value: Any) -> None:
+    assert wrong(changed(manifests("kuberay.yaml")["RayService"], path, value), "rayservice")
+
+
+def test_ray_serve_runs_the_builder_with_settings_of_a_server() -> None:
+    (application,) = served_by_ray()["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert getattr(importlib.import_module(module), name) is ray_serve.build
+    assert application["route_prefix"] == "/"
+    assert not {"host", "port"}.intersection(application["args"])
+    settings = ServerSettings.read(**application["args"], host="0.0.0.0")
+    worker = ray_pods()["worker"]
+    (group,) = ray_service()["rayClusterConfig"]["workerGroupSpecs"]
+    assert settings.ray.replicas == (group["minReplicas"], group["maxReplicas"])
+    limits = worker["containers"][0]["resources"]["limits"]
+    assert settings.ray.num_gpus == limits["nvidia.com/gpu"]
+    assert settings.ray.num_cpus is not None
+    assert settings.ray.num_cpus <= int(limits["cpu"])
+    assert worker["terminationGracePeriodSeconds"] > settings.drain_s
+    for each in ray_pods().values():
+        mounts = {mount["name"]: mount["mountPath"] for mount in each["containers"][0]["volumeMounts"]}
+        assert str(settings.api_key_file) == f"{mounts['keys']}/keys"
+        assert mounts["weights"] == environment()["HF_HOME"]
+
+
+def test_the_cluster_listens_where_ray_serve_does_and_has_its_version() -> None:
+    options = served_by_ray()["http_options"]
+    assert options["keep_alive_timeout_s"] == KEEP_ALIVE_S
+    for each in ray_pods().values():
+        (own,) = each["containers"]
+        (serve,) = [port for port in own["ports"] if port["name"] == "serve"]
+        assert serve["containerPort"] == options["port"] == started_by([]).port
+        assert each["enableServiceLinks"] is False
+        assert each["securityContext"] == pod()["securityContext"]
+    assert ray_pods()["worker"]["containers"][0]["readinessProbe"]["httpGet"]["port"] == "serve"
+    lock = (ROOT / "locks" / "ray.txt").read_text(encoding="utf-8")
+    assert f"\nray=={ray_service()['rayClusterConfig']['rayVersion']} " in lock
+    # Whose volume it is.
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for each in ray_pods().values()
+        for volume in each["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert claims == {manifests()["PersistentVolumeClaim"]["metadata"]["name"]}
 
 
 def changed(document: Any, path: str, value: Any) -> Any:

@@ -70,6 +70,10 @@ lock: $(BIN)/uv ## Renew the locks after a change of requirements; UPGRADE=1 tak
 		--output-file locks/milvus-llamaindex.txt
 	$(LOCK) pyproject.toml --extra langchain --extra llamaindex --extra serve --extra telemetry --group locked tests/clients/requirements.txt \
 		--output-file locks/clients.txt
+	@for extra in serve ray; do \
+		$(LOCK) pyproject.toml --extra $$extra --group locked --constraint locks/extras.txt \
+			--output-file locks/$$extra.txt || exit 1; \
+	done
 	@mkdir -p locks/benchmarks
 	@for name in $(basename $(notdir $(wildcard benchmarks/requirements/*.txt))); do \
 		echo "locks/benchmarks/$$name.txt"; \

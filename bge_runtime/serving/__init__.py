@@ -12,18 +12,21 @@ from bge_runtime import ConfigurationError
 
 if TYPE_CHECKING:
     from bge_runtime.serving.application import create_app
+    from bge_runtime.serving.ray_serve import serve_on_ray
     from bge_runtime.serving.server import serve
-    from bge_runtime.serving.settings import ModelSettings, ServerSettings
+    from bge_runtime.serving.settings import ModelSettings, RaySettings, ServerSettings
 
 _HOME = {
     "create_app": "application",
     "serve": "server",
+    "serve_on_ray": "ray_serve",
     "ModelSettings": "settings",
+    "RaySettings": "settings",
     "ServerSettings": "settings",
 }
 PACKAGES = ("fastapi", "orjson", "prometheus_client", "pydantic", "pydantic_settings", "starlette", "uvicorn")
 
-__all__ = ["ModelSettings", "ServerSettings", "create_app", "serve"]
+__all__ = ["ModelSettings", "RaySettings", "ServerSettings", "create_app", "serve", "serve_on_ray"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bge_runtime import ConfigurationError
 
-__all__ = ["ModelSettings", "ServerSettings"]
+__all__ = ["ModelSettings", "RaySettings", "ServerSettings"]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SHORTEST_KEY = 16
@@ -67,6 +67,35 @@ class ModelSettings(BaseModel):
         return self.name or self.model
 
 
+class RaySettings(BaseModel):
+    """How a server is spread over a Ray cluster.
+
+    Attributes:
+        address: Of the cluster, as `ray.init` takes it: `auto`, `local`, `ray://HOST:PORT`; `None` serves without Ray.
+        replicas: Fewest and most; `None` is one for each device that the cluster has at the start.
+        num_gpus: Of a replica; `None` is one where the cluster has any.
+        num_cpus: Of a replica; `None` is one beside a GPU, and else all cores of the smallest machine.
+        target_ongoing_requests: Of a replica, in the mean; where there are more, another replica is started.
+        max_ongoing_requests: Of a replica; more wait in front of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str | None = Field(default=None, min_length=1)
+    replicas: tuple[int, int] | None = None
+    num_gpus: float | None = Field(default=None, ge=0)
+    num_cpus: float | None = Field(default=None, ge=0)
+    target_ongoing_requests: float = Field(default=32.0, gt=0)
+    max_ongoing_requests: int = Field(default=256, ge=1)
+
+    @field_validator("replicas")
+    @classmethod
+    def _in_order(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 0 <= value[0] <= max(value[1], 1) <= value[1]:
+            raise ValueError("the fewest come first, and the most are at least 1, as in 1 4")
+        return value
+
+
 class ServerSettings(BaseSettings):
     """Settings of a server: arguments, then the environment (`BGE_SERVE_PORT` and so on), then a TOML file.
 
@@ -83,6 +112,7 @@ class ServerSettings(BaseSettings):
         body_timeout_s: In which the headers of a request must have come, and then its body.
         timeout_s: In which it must be answered.
         drain_s: How long an ending server waits for requests that it has taken.
+        ray: On which Ray cluster, and in how many replicas.
     """
 
     model_config = SettingsConfigDict(env_prefix="BGE_SERVE_", extra="forbid", frozen=True)
@@ -99,6 +129,7 @@ class ServerSettings(BaseSettings):
     body_timeout_s: float = Field(default=30.0, gt=0)
     timeout_s: float = Field(default=600.0, gt=0)
     drain_s: float = Field(default=60.0, ge=0)
+    ray: RaySettings = RaySettings()
 
     @model_validator(mode="after")
     def _check(self) -> ServerSettings:
@@ -118,7 +149,7 @@ class ServerSettings(BaseSettings):
 
         Args:
             file: TOML with the names of the attributes, and a table `[[models]]` for each model.
-            given: Arguments; `None` leaves the file's value.
+            given: Arguments; `None` leaves the file's value, as one that a mapping does not name does.
 
         Raises:
             ConfigurationError: The file cannot be read, or a value is not allowed.
@@ -129,7 +160,11 @@ class ServerSettings(BaseSettings):
                 told = tomllib.loads(file.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise ConfigurationError(f"{str(file)!r} cannot be read as TOML ({error}).") from error
-        told |= {name: value for name, value in given.items() if value is not None}
+        for name, value in given.items():
+            if isinstance(value, dict) and isinstance(told.get(name), dict):
+                told[name] = told[name] | value
+            elif value is not None:
+                told[name] = value
         try:
             return cls(**told)
         except ValidationError as error:

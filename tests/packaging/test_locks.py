@@ -20,6 +20,8 @@ FRAMEWORKS = ["langchain", "llamaindex"]
 SOURCES: dict[str, tuple[Sequence[str] | None, str, Path | None]] = {
     "extras": ([name for name in extras() if name != "all"], "dev", None),
     "setup": (setup_extras(), "dev", None),
+    "serve": (["serve"], "locked", None),
+    "ray": (["ray"], "locked", None),
     "migration": (FRAMEWORKS, "dev", ROOT / "tests" / "migration" / "requirements.txt"),
     "reference": (None, "locked", ROOT / "tests" / "reference" / "requirements.txt"),
     "clients": (

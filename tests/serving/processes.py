@@ -14,7 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-START_S = 120
+# On Ray Serve it is several processes that start one after the other.
+START_S = 300
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 class Process:
@@ -27,9 +36,7 @@ class Process:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         """Start it and wait until it is ready."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.log = folder / "server.log"
         with self.log.open("wb") as stream:
             self._process = subprocess.Popen(
@@ -69,7 +76,7 @@ class Process:
 
     def status(self) -> int:
         """Wait for its end."""
-        return self._process.wait(60)
+        return self._process.wait(120)
 
     def kill(self) -> None:
         """End it at once."""

@@ -93,10 +93,11 @@ test: setup ## Run the tests (no network), but for the slow ones
 	@$(HALVES)
 
 test-of-the-runtime:
-	$(PYTEST)/runtime tests/runtime tests/training tests/serving
+	$(PYTEST)/runtime tests/runtime tests/training tests/serving tests/remote
 
 test-of-the-rest:
-	$(PYTEST)/rest tests --ignore=tests/runtime --ignore=tests/training --ignore=tests/serving
+	$(PYTEST)/rest tests --ignore=tests/runtime --ignore=tests/training --ignore=tests/serving \
+		--ignore=tests/remote
 
 # By hand: what they install changes from day to day.
 test-latest: setup ## Run the tests on the newest versions that pyproject.toml admits

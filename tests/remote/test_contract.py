@@ -117,6 +117,7 @@ class TestEmbedder(RemoteEmbedding):
     kind = RuntimeEmbedder
 
 
+@pytest.mark.slow
 class TestReranker(RemoteReranking):
     kind = RuntimeReranker
 

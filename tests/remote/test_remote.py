@@ -246,7 +246,7 @@ def test_an_answer_that_makes_no_sense_is_an_error_and_the_next_call_is_right(od
 def test_queries_pass_an_ingestion_that_fills_the_other_connections(server):
     ours = Embedder(MODEL, base_url=server)
     ours.encode_queries(["first"])
-    ingestion = threading.Thread(target=lambda: ours.encode_documents([f"{TEXTS[3]} {n}" for n in range(3000)]))
+    ingestion = threading.Thread(target=lambda: ours.encode_documents([f"{TEXTS[3]} {n}" for n in range(300)]))
     ingestion.start()
     times = []
     while ingestion.is_alive():

@@ -200,11 +200,11 @@ class Embedder(Model):
             InputError: Something is not a string, or too long with `truncation="error"`.
             BackendError: The computation failed, or a text's vector is not finite; the message names it.
         """
-        return run(self._vectors("query", texts, show_progress))
+        return run(dense.vectors(self._request("query", show_progress), texts))
 
     def encode_documents(self, texts: Iterable[str], *, show_progress: bool | None = None) -> NDArray[np.float32]:
         """Embed documents; see `encode_queries`."""
-        return run(self._vectors("document", texts, show_progress))
+        return run(dense.vectors(self._request("document", show_progress), texts))
 
     async def aencode_queries(self, texts: Iterable[str], *, show_progress: bool | None = None) -> NDArray[np.float32]:
         """Embed queries without blocking the event loop; see `encode_queries`."""
@@ -388,7 +388,7 @@ class Embedder(Model):
             "normalize": (encoding.normalize, spec.normalize),
             "max_length": (encoding.max_length, spec.max_length),
         }
-        if self.source.adds_instructions:
+        if self.source.api == "bge":
             own = encoding.instructions
             told |= {
                 "query_instruction": (own.query, spec.query_instruction),
@@ -408,7 +408,7 @@ class Embedder(Model):
                     f"{there!r}. Leave it out here, and start the server with it."
                 )
 
-    # Generators: what they ask for first may have to be fetched, and no event loop is to wait for that.
+    # Bodies of async calls: what they ask for first may have to be fetched, and no event loop is to wait for that.
 
     def _vectors(self, role: Role, texts: Iterable[str], show_progress: bool | None) -> Flow[NDArray[np.float32]]:
         return (yield from dense.vectors(self._request(role, show_progress), texts))

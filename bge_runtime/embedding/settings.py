@@ -87,7 +87,7 @@ class Encoding:
 
     def framed(self, texts: Sequence[str], role: Role) -> Sequence[str | Framed | RoleText]:
         """Return the texts as the model is to read them in this role."""
-        if self.source.adds_instructions:
+        if self.source.api == "bge":  # a server of ours puts them around texts
             return [RoleText(text, role) for text in texts]
         apply = self.instructions.apply
         return [apply(text, role) for text in texts]

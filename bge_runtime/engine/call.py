@@ -67,13 +67,8 @@ class Rows:
     first_cut: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A window that is being computed, and at which item it begins."""
-
-    job: Job
-    inputs: Prepared
-    start: int
+# A window that is being computed, what it was made of, and at which item it begins.
+Pending = tuple[Job, Prepared, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +103,7 @@ class Call:
         window, in_flight = self.window or WINDOW, IN_FLIGHT
         if self.deadline is not None:
             window, in_flight = DEADLINE_WINDOW, len(items) + 1
-        pending: deque[_Pending] = deque()
+        pending: deque[Pending] = deque()
         rows = Rows()
         read = 0
         try:
@@ -116,29 +111,21 @@ class Call:
                 if self.deadline is not None and self.deadline.passed:
                     break
                 inputs = yield from self._prepared(partial(prepare, part))
-                self._check(inputs, len(items))
+                if inputs.truncated and self.refuse is not None:
+                    self.refuse(inputs.truncated, len(items))
                 rows.passages += inputs.passages
-                pending.append(_Pending(self.engine.submit(self._job(inputs, output)), inputs, read))
+                pending.append((self.engine.submit(self._job(inputs, output)), inputs, read))
                 read += len(part)
                 if len(pending) == in_flight:
                     yield from self._collect(pending, rows, len(items))
             while pending and (yield from self._collect(pending, rows, len(items))):
                 pass
         finally:
-            for each in pending:
-                self._note_cut(each, rows)
-                each.job.future.cancel()
+            for job, inputs, start in pending:
+                if inputs.truncated:
+                    _note_cut(rows, inputs, start)
+                job.future.cancel()
         return rows
-
-    def _check(self, inputs: Prepared, asked: int) -> None:
-        if self.refuse is not None and inputs.truncated:
-            self.refuse(inputs.truncated, asked)
-
-    @staticmethod
-    def _note_cut(done: _Pending, rows: Rows) -> None:
-        if done.inputs.truncated and not rows.cut:
-            rows.first_cut = done.start + (done.inputs.first_cut or 0)
-        rows.cut += done.inputs.truncated
 
     def _windows(self, items: Sequence[Any], most: int) -> list[Sequence[Any]]:
         """Divide the items, in their order."""
@@ -180,15 +167,23 @@ class Call:
             on_progress=self.on_progress,
         )
 
-    def _collect(self, pending: deque[_Pending], rows: Rows, asked: int) -> Flow[bool]:
+    def _collect(self, pending: deque[Pending], rows: Rows, asked: int) -> Flow[bool]:
         """Add the results of the oldest job to the rows; `False` if the deadline came first."""
-        oldest = pending[0]
-        future = oldest.job.future
+        job, inputs, start = pending[0]
+        future = job.future
         found = yield (future if self.deadline is None else self.deadline.limit(future))
         if found is None:
             return False
         rows.values += found
-        self._check(oldest.inputs, asked)  # again: a server says with its answer what it has cut
+        if inputs.truncated and self.refuse is not None:  # a server says with its answer what it has cut
+            self.refuse(inputs.truncated, asked)
         pending.popleft()
-        self._note_cut(oldest, rows)
+        if inputs.truncated:
+            _note_cut(rows, inputs, start)
         return True
+
+
+def _note_cut(rows: Rows, inputs: Prepared, start: int) -> None:
+    if not rows.cut:
+        rows.first_cut = start + (inputs.first_cut or 0)
+    rows.cut += inputs.truncated

@@ -72,11 +72,6 @@ class RemoteSource(ModelSource):
         return True
 
     @property
-    def adds_instructions(self) -> bool:
-        """Whether the server puts instructions around texts, by their role."""
-        return self.api == "bge"
-
-    @property
     def known_spec(self) -> ModelSpec | None:
         """The spec when it can be had without asking."""
         return None if self.api == "bge" else self.spec

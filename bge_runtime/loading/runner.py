@@ -116,7 +116,7 @@ class Runner:
                 deadline=deadline,
                 window=window,
                 sizes=characters,
-                refuse=self._refuse if self.refuses_long else None,
+                refuse=self._refuse if self._truncation == "error" else None,
                 on_progress=progress,
             )
             return (yield from call.rows(items, prepare, output))

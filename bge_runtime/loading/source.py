@@ -11,7 +11,7 @@ from importlib.util import find_spec as find_module
 from pathlib import Path
 from typing import Any
 
-from bge_runtime.backends.base import LoadRequest
+from bge_runtime.backends.base import Backend, LoadRequest
 from bge_runtime.backends.devices import check_device_name, check_precision, default_batch_tokens
 from bge_runtime.backends.execution import Execution, check_execution, choose_execution
 from bge_runtime.backends.registry import find_backend
@@ -131,11 +131,6 @@ class ModelSource:
     @property
     def is_remote(self) -> bool:
         """Whether a server runs the model."""
-        return False
-
-    @property
-    def adds_instructions(self) -> bool:
-        """Whether whoever runs the model puts instructions around texts, by their role."""
         return False
 
     @property
@@ -276,6 +271,10 @@ class ModelSource:
             facts = {"score": scores[0]}  # whether it is the model's is known when the model is
         for device in self.devices or (self.device,):
             check_execution(device, self.precision, self._backend, **facts)
+
+    def connect(self) -> Backend | None:
+        """Return what stands for weights that are elsewhere; `None` where they are here."""
+        return None
 
     def batch_tokens(self, device: str) -> int:
         """Return the padded tokens of one forward pass that run best."""

@@ -18,7 +18,6 @@ from bge_runtime.errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
-from bge_runtime.loading.remote_source import RemoteSource
 from bge_runtime.loading.source import ModelSource
 from bge_runtime.models.folder import read_object
 from bge_runtime.models.hub import head_files, weight_files
@@ -52,8 +51,8 @@ def read_backend(source: ModelSource, task: Literal["embed", "score"], execution
     Raises:
         BGEError: They do not fit, are damaged, or the backend cannot run them.
     """
-    if isinstance(source, RemoteSource):
-        return source.connect()
+    if (elsewhere := source.connect()) is not None:
+        return elsewhere
     request = source.request(execution.device, execution.precision, task)
     if not source.placing_arguments:
         check_memory(execution.device, _bytes_needed(source.folder, execution.precision), source.name)

@@ -46,8 +46,14 @@ def test_ended_before_any_of_its_steps_a_run_goes_on(tmp_path, corpus, embedder,
     assert steps.taken > 30
     for at in range(1, steps.taken + 1, 1 if format == "float32" else 3):
         out = tmp_path / f"cut{at}"
-        with pytest.raises(Killed), ending(at, end):
-            run(corpus, out, format, embedder)
+        try:
+            with ending(at, end):
+                run(corpus, out, format, embedder)
+        except Killed:
+            pass
+        else:  # how often it tells of its progress is a matter of time
+            assert at > steps.taken - 5
+            continue
         finished = parts_of(out)
         kept = {file.name: file.stat().st_mtime_ns for file in finished}
         assert all(pq.read_table(file).num_rows in (PART_ROWS, ROWS % PART_ROWS) for file in finished)

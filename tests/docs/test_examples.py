@@ -101,6 +101,7 @@ def test_chroma_filters_and_computes_no_document_again(run: Callable[..., str]) 
     assert computed == 2 + 2 * (1 + 20)  # each question embedded, then read with its 20 candidates
 
 
+@pytest.mark.slow
 def test_qdrant_filters_and_deletes(run: Callable[..., str]) -> None:
     printed = run("10")
     assert re.search(r"^encyclopedia: 0\.\d+ \[a12p00\]", printed, re.MULTILINE)

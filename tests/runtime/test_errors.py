@@ -20,6 +20,8 @@ BUILTINS = {
     "UnsupportedModelError": NotImplementedError,
     "BackendError": RuntimeError,
     "OutOfMemoryError": MemoryError,
+    "ModelChangedError": RuntimeError,
+    "ServerUnreachableError": ConnectionError,
     "EngineStoppedError": RuntimeError,
 }
 

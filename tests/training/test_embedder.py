@@ -103,6 +103,7 @@ def test_each_way_of_training_moves_the_weights_and_hands_over_a_model(tmp_path,
     assert np.abs(vectors - Embedder(MODEL).encode_documents(["a cat"])).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_cached_gradients_are_those_of_the_whole_batch(tmp_path, hub_cache):
     whole = trained(tmp_path / "whole")
     parts = trained(tmp_path / "parts", settings=quick(mini_batch_size=4))

@@ -181,6 +181,7 @@ def test_weights_of_other_shapes_than_the_configuration_says_are_refused(tmp_pat
         use(folder, BERT)
 
 
+@pytest.mark.slow
 def test_a_vector_does_not_depend_on_torchs_default_number_format(tmp_path):
     # Another thread that loads a model changes it for the whole process.
     folder = write_checkpoint(tmp_path / "m", BERT)

@@ -16,7 +16,7 @@ from tests.llamaindex.test_contract import LlamaIndexEmbedder, LlamaIndexReranke
 from tests.runtime.embedding.test_embedder import RuntimeEmbedder
 from tests.runtime.reranking.test_reranker import RuntimeReranker
 
-pytestmark = pytest.mark.enable_socket
+pytestmark = [pytest.mark.enable_socket, pytest.mark.slow]
 
 # What a server is started with; all else is said here.
 SETTLED = ("max_length", "query_instruction", "document_instruction", "device", "precision", "backend")
@@ -117,26 +117,21 @@ class TestEmbedder(RemoteEmbedding):
     kind = RuntimeEmbedder
 
 
-@pytest.mark.slow
 class TestReranker(RemoteReranking):
     kind = RuntimeReranker
 
 
-@pytest.mark.slow
 class TestLangChainEmbeddings(RemoteEmbedding):
     kind = LangChainEmbedder
 
 
-@pytest.mark.slow
 class TestLangChainRerank(RemoteReranking):
     kind = RerankMethod
 
 
-@pytest.mark.slow
 class TestLlamaIndexEmbedding(RemoteEmbedding):
     kind = LlamaIndexEmbedder
 
 
-@pytest.mark.slow
 class TestLlamaIndexRerank(RemoteReranking):
     kind = LlamaIndexReranker

@@ -8,7 +8,11 @@ import bge_runtime
 from langchain_bge import BGEEmbeddings, BGESparseEmbeddings
 from llamaindex_bge import BGEEmbedding, BGESparseEmbedding
 
-pytestmark = pytest.mark.enable_socket
+pytestmark = [
+    pytest.mark.enable_socket,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning"),
+]
 
 M3 = "BAAI/bge-m3"
 ANIMALS, PLACES = ("panda", "dog", "cat", "horse"), ("garden", "river", "house", "mountain", "city")

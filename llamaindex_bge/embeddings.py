@@ -155,7 +155,9 @@ class BGEEmbedding(EmbedderFields, ConfiguredModel, BaseEmbedding):
         settings = vector_settings(handler(self))
         # A folder's weights can change under the same name.
         identity: dict[str, Any] = {}
-        if is_folder(self.model_name):
+        if self.base_url is not None:  # what a server calls a model may be anything, and another one tomorrow
+            identity = {"identity": self.embedder.identity}
+        elif is_folder(self.model_name):
             identity = {"identity": self.embedder.identity}
         elif self.adapter is not None and is_folder(self.adapter):
             identity = {"identity": self.embedder.adapter_digest}  # asks for no file of the model

@@ -20,6 +20,8 @@ VECTOR_FIELDS = (
     "normalize",
     "truncate_dim",
     "max_length",
+    "base_url",
+    "api",
 )
 LOADER_FIELDS = ("model_kwargs", "processor_kwargs", "config_kwargs")
 # Like device= and precision= of any float width, these move the last digits only.

@@ -87,6 +87,7 @@ class Address:
         score_identity: The same of answers with scores.
         dimension: Length of a vector; `None` where it is not known.
         outputs: Kinds of vectors that the model gives.
+        seen: What OpenAI's format called the model in the first answer, under `model`; all connections share it.
     """
 
     base_url: str
@@ -97,6 +98,7 @@ class Address:
     score_identity: str | None = None
     dimension: int | None = None
     outputs: tuple[str, ...] = ("dense",)
+    seen: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 class RemoteInput:
@@ -183,7 +185,6 @@ class RemoteBackend:
         self._client: httpx.Client | None = None
         self.bytes = 0
         self._process = 0
-        self._model: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what a server of ours says of the model."""
@@ -253,9 +254,8 @@ class RemoteBackend:
         body = {"model": self._address.name, "input": texts, "encoding_format": "base64"}
         found = self._post("/v1/embeddings", body)
         # What the format calls the model is all that it says of it.
-        if self._model is not None and found.get("model") != self._model:
-            raise self._changed(self._model, found.get("model"))
-        self._model = found.get("model")
+        if (told := found.get("model")) != (first := self._address.seen.setdefault("model", told)):
+            raise self._changed(first, told)
         return _placed(found["data"], "embedding", len(texts))
 
     def _tei(self, texts: list[str]) -> list[Any]:

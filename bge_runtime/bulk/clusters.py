@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime import BackendError, BGEError, ConfigurationError, Embedder, quantization_ranges
+from bge_runtime import BackendError, BGEError, Embedder, quantization_ranges
 from bge_runtime.bulk.manifest import Manifest, PartRecord
 from bge_runtime.bulk.parts import Layout, PartFile
 from bge_runtime.bulk.sources import Row, Source
+from bge_runtime.ray_cluster import connected
 
 __all__ = ["Job", "compute_on_ray"]
 
@@ -101,7 +101,7 @@ def compute_on_ray(
         BackendError: A part ended several workers.
         BGEError: What a worker met.
     """
-    with _connected(address) as ray:
+    with connected(address, log_to_driver=False) as ray:
         pool = _Pool(ray, job, len(missing), on_lost)
         ranges = job.manifest.ranges
         if job.manifest.settings.format == "int8" and ranges is None:
@@ -109,27 +109,6 @@ def compute_on_ray(
             on_ranges(ranges)
         for part, record in pool.results("compute", missing, ranges):
             on_part(part, record)
-
-
-@contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    import ray
-
-    if ray.is_initialized():  # the caller's own, which stays
-        yield ray
-        return
-    started = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False, **started)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"There is no Ray cluster at {address!r} ({error}). Name one that runs, 'auto' for this machine's, "
-            "or 'local' to start one."
-        ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 class _Pool:

@@ -17,7 +17,14 @@ from bge_runtime.engine.counters import Counters
 from bge_runtime.engine.hooks import BatchEvent, ErrorEvent, Hooks, OutOfMemoryEvent, Place, UnloadEvent
 from bge_runtime.engine.job import Job, Output
 from bge_runtime.engine.queue import Batch, JobQueue
-from bge_runtime.errors import BackendError, BGEError, EngineStoppedError, OutOfMemoryError
+from bge_runtime.errors import (
+    BackendError,
+    BGEError,
+    EngineStoppedError,
+    ModelChangedError,
+    OutOfMemoryError,
+    ServerUnreachableError,
+)
 from bge_runtime.locks import Condition
 
 __all__ = ["Forward", "Replica", "Shared", "Worker", "WorkerThread"]
@@ -26,6 +33,8 @@ logger = logging.getLogger("bge_runtime")
 
 # Another process may have had the memory: try the double again after so many batches without trouble.
 BATCHES_BEFORE_GROWTH = 64
+# Of a server; each call alone would only wait for the same.
+OF_NO_INPUT = (ServerUnreachableError, ModelChangedError)
 LONGEST_WAIT_S = 3600.0  # a condition refuses very long timeouts; an early look at the clock does no harm
 
 
@@ -408,7 +417,7 @@ class Worker:
     def _isolate(self, batch: Batch, error: Exception) -> None:
         """Give an error to the call whose input causes it, and to nobody who shared the batch."""
         parts = batch.by_job()
-        if len(parts) > 1:
+        if len(parts) > 1 and not isinstance(error, OF_NO_INPUT):
             for number, (job, indices) in enumerate(parts.items()):
                 if not job.future.done():
                     # Each call alone, at once and not queued again: it has waited for its turn already. How long, is

@@ -179,7 +179,7 @@ class RemoteSource(ModelSource):
         plain = Address(base_url=str(self.base_url), api="bge", name=self.name, token=self.token)
         return RemoteBackend(plain).facts()
 
-    @property
+    @cached_property
     def _address(self) -> Address:
         facts = self._facts if self.api == "bge" else {}
         return Address(

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bge_runtime import BackendError, ConfigurationError
+from bge_runtime.ray_cluster import connected
 from bge_runtime.serving.application import create_app
 from bge_runtime.serving.server import KEEP_ALIVE_S
 from bge_runtime.serving.settings import ServerSettings
@@ -67,7 +68,7 @@ def serve_on_ray(settings: ServerSettings) -> None:
             f"Ray Serve on {settings.ray.address!r} may be reached from other machines, whatever host= says. Name a "
             "file of keys (api_key_file), or say that everybody may call (no_auth)."
         )
-    with _connected(ray, str(settings.ray.address)), _ended() as ended:
+    with connected(str(settings.ray.address)), _ended() as ended:
         options = {"host": settings.host, "port": settings.port, "keep_alive_timeout_s": KEEP_ALIVE_S}
         try:
             serve.start(http_options=options)
@@ -174,25 +175,6 @@ def _delete(serve: Any, drain_s: float) -> None:
     limit = time.monotonic() + drain_s + MARGIN_S
     while NAME in serve.status().applications and time.monotonic() < limit:
         time.sleep(POLL_S)
-
-
-@contextmanager
-def _connected(ray: Any, address: str) -> Iterator[None]:
-    if ray.is_initialized():  # the caller's own, which stays
-        yield
-        return
-    started = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, configure_logging=False, **started)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"There is no Ray cluster at {address!r} ({error}). Name one that runs, 'auto' for this machine's, "
-            "or 'local' to start one."
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

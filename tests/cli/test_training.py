@@ -88,6 +88,7 @@ def test_train_embedder_ends_with_1_and_the_reasons_where_the_gate_is_closed(tra
     assert Embedder(told["folder"]).query_instruction == Embedder(MODEL).query_instruction
 
 
+@pytest.mark.slow
 def test_train_reranker_and_query_and_mix_hand_over_folders(train, tmp_path):
     shared = ("--corpus", "@corpus.jsonl", "--cache-dir", "@cache", "--guard", "@guard.json", "--force")
     for name, arguments in {

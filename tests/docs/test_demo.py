@@ -82,6 +82,7 @@ def test_the_right_passages_come_first(printed: str) -> None:
 
 
 @pytest.mark.usefixtures("fresh_store")
+@pytest.mark.slow
 def test_a_changed_passage_changes_the_output_of_both_frameworks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, printed: str
 ) -> None:

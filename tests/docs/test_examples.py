@@ -70,6 +70,7 @@ def test_the_chat_engine_looks_up_every_message(run: Callable[..., str]) -> None
     assert "messages in the conversation: 4" in printed
 
 
+@pytest.mark.slow
 def test_the_ingestion_computes_nothing_twice(run: Callable[..., str]) -> None:
     printed = run("06").splitlines()
     assert printed == [
@@ -93,6 +94,7 @@ def test_faiss_refuses_another_model(run: Callable[..., str]) -> None:
     assert "another query instruction: accepted" in printed
 
 
+@pytest.mark.slow
 def test_chroma_filters_and_computes_no_document_again(run: Callable[..., str]) -> None:
     printed = run("09")
     assert "[instructions.md: Turn the query instruction off]" in printed

@@ -29,6 +29,7 @@ from bge_runtime.serving.settings import ModelSettings
 from langchain_bge import BGEEmbeddings, BGERerank, BGESparseEmbeddings
 from llamaindex_bge import BGEEmbedding
 from llamaindex_bge import BGERerank as LlamaIndexRerank
+from tests.contracts.concurrency import in_threads
 
 pytestmark = pytest.mark.enable_socket
 
@@ -53,6 +54,7 @@ def changing(hub_cache) -> Iterator[tuple[str, uvicorn.Server]]:
     thread.join()
 
 
+@pytest.mark.slow
 def test_all_outputs_and_identities_are_those_of_in_process(server):
     here, there = Embedder(HEADS), Embedder(HEADS, base_url=server)
     assert (here.identity, here.document_identity) == (there.identity, there.document_identity)
@@ -183,6 +185,26 @@ def test_nobody_at_the_address_is_told_in_seconds():
         Embedder(MODEL, base_url="http://127.0.0.1:9").encode_queries(["cat"])
     assert isinstance(caught.value, ConnectionError)
     assert time.monotonic() - started < 20
+
+
+def test_nobody_at_the_address_is_told_to_all_callers_at_once(odd):
+    ours = Embedder(MODEL, base_url=odd, api="openai")
+    ours.encode_queries(["cat"])
+    Odd.answers = [(200, json.dumps({"model": "another", "data": []}).encode())] * 200
+    errors = in_threads([lambda at=at: ours.encode_queries([f"cat {at}"]) for at in range(40)])
+    assert all(isinstance(each, ModelChangedError) for each in errors)
+    assert len(Odd.answers) > 160  # whoever shared a request is told with it, and nobody is asked for again
+
+
+def test_what_an_ingestion_cache_keys_on_tells_servers_and_their_models_apart(changing):
+    address, server = changing
+    ours = BGEEmbedding("ours", base_url=address)
+    dump = ours.to_dict()
+    assert BGEEmbedding.from_dict(dump).get_query_embedding("cat") == ours.get_query_embedding("cat")
+    server.app.state.work.models = Models([ModelSettings(model="BAAI/bge-small-zh-v1.5", name="ours")])
+    assert BGEEmbedding("ours", base_url=address).to_dict() != dump
+    assert "identity" in dump
+    assert "token" not in dump
 
 
 class Odd(BaseHTTPRequestHandler):

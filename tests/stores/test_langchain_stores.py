@@ -81,6 +81,7 @@ def test_another_model_may_not(place: Place) -> None:
         bind_index(place.folder, BGEEmbeddings(model=OTHER))
 
 
+@pytest.mark.slow
 def test_a_new_process_finds_the_same(filled: Path) -> None:
     answers = answers_of_a_new_process("tests.stores.langchain_stores", filled, MINILM)
     assert set(answers) == set(STORES)

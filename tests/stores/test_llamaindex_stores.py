@@ -74,6 +74,7 @@ def test_another_model_may_not(place: Place) -> None:
         bind_index(place.folder, BGEEmbedding(OTHER))
 
 
+@pytest.mark.slow
 def test_a_new_process_finds_the_same(filled: Path) -> None:
     answers = answers_of_a_new_process("tests.stores.llamaindex_stores", filled, MINILM)
     assert set(answers) == set(STORES)

@@ -186,6 +186,7 @@ def test_a_model_whose_vectors_are_no_numbers_is_refused_before_training(tmp_pat
         trained(tmp_path / "out", replace(data, examples=poisoned), model=str(folder))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_from_it(tmp_path, hub_cache, monkeypatch):
     from sentence_transformers import SentenceTransformer
 

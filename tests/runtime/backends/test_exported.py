@@ -125,7 +125,9 @@ def test_two_labels_become_the_log_odds_of_the_second(name, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["cls", "mean"])
-@pytest.mark.parametrize(("precision", "least"), [("float32", 1 - 1e-5), ("int8", 0.995)])
+@pytest.mark.parametrize(
+    ("precision", "least"), [("float32", 1 - 1e-5), pytest.param("int8", 0.995, marks=pytest.mark.slow)]
+)
 def test_a_vector_depends_on_its_batch_mates_by_the_stated_error_at_most(loaded, name, precision, least, output):
     backend = loaded("minilm", name, precision)
     batch = backend.tokenizing.texts(scifact_texts(), 256).sequences

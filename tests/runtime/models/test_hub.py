@@ -341,6 +341,7 @@ def test_models_of_the_table_need_no_small_files_and_m3_its_heads(tmp_path):
     assert bge_runtime.locate("BAAI/bge-m3", cache_folder=tmp_path / "whole") is not None
 
 
+@pytest.mark.slow
 def test_what_a_half_filled_cache_lacks_is_asked_for_once_and_paths_are_the_same_everywhere(run_script):
     run_script(
         """

@@ -36,6 +36,7 @@ def ingest(path, journal) -> None:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 def test_a_killed_ingestion_loses_one_portion_at_most(tmp_path, minilm):
     wanted = texts()
     path, journal = tmp_path / "v.sqlite", tmp_path / "journal"

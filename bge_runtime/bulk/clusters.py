@@ -137,7 +137,6 @@ class _Pool:
                 running[getattr(self._workers[worker], method).remote(part, *arguments)] = worker, part
             (ended,), _ = self._ray.wait(list(running), num_returns=1)
             worker, part = running.pop(ended)
-            idle.append(worker)
             try:
                 found = self._ray.get(ended)
             except self._ray.exceptions.RayActorError as error:
@@ -146,8 +145,14 @@ class _Pool:
                     raise BackendError(f"Part {part} ended {MOST_DEATHS} workers; the last: {error}") from error
                 self._on_lost(part)
                 self._workers[worker] = self._make.remote(self._job)
+                idle.append(worker)
                 waiting.appendleft(part)
             except self._ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, BGEError | OSError) else error) from None
             else:
+                if waiting or not running:
+                    idle.append(worker)
+                else:
+                    # Makes room for a worker in place of a dead one, which has none left if its machine is gone too.
+                    self._ray.kill(self._workers[worker])
                 yield part, found

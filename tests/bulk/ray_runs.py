@@ -1,6 +1,6 @@
-"""A run on a Ray cluster of its own, one of whose workers may be killed, as `test_ray.py` has it.
+"""A run on a Ray cluster, by default of its own, one of whose workers may be killed, as `test_ray.py` has it.
 
-python -m tests.bulk.ray_runs SOURCE OUT FORMAT [kill-a-worker]
+python -m tests.bulk.ray_runs SOURCE OUT FORMAT [ADDRESS [kill-a-worker]]
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def kill_one(out):
         os.kill(worker, signal.SIGKILL)
 
 
-def main(source, out, format, what=""):
+def main(source, out, format, address="local", what=""):
     build_hub_cache(tests.conftest._HUB_HOME / "hub")
     if what:
         threading.Thread(target=kill_one, args=(Path(out),), daemon=True).start()
-    result = embed_to_parquet(source, out, Embedder(MODEL), format=format, part_rows=PART_ROWS, ray="local")
+    result = embed_to_parquet(source, out, Embedder(MODEL), format=format, part_rows=PART_ROWS, ray=address)
     sys.stdout.write(json.dumps(result.as_dict()) + "\n")
 
 

@@ -71,10 +71,31 @@ class TestOnACluster:
 
     def test_a_worker_that_is_killed_is_replaced(self, tmp_path, corpus, embedder):
         whole = embed_to_parquet(corpus, tmp_path / "whole", embedder, part_rows=PART_ROWS)
-        told = ended(begun(corpus, tmp_path / "out", "float32", "kill-a-worker"))
+        told = ended(begun(corpus, tmp_path / "out", "float32", "local", "kill-a-worker"))
         assert told["recomputed"] == PART_ROWS
         check_same(tmp_path / "out", whole.folder, 1e-6)
         assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == [".lock"]
+
+    def test_a_machine_that_is_lost_is_done_without(self, tmp_path, embedder):
+        from ray.cluster_utils import Cluster
+
+        corpus = write_lines(tmp_path / "long.jsonl", sentences(1500))
+        whole = embed_to_parquet(corpus, tmp_path / "whole", embedder, part_rows=PART_ROWS)
+        machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        try:
+            second = machines.add_node(num_cpus=1)
+            machines.wait_for_nodes()
+            driver = begun(corpus, tmp_path / "out", "float32", machines.address)
+            while not parts_of(tmp_path / "out"):
+                assert driver.poll() is None, driver.stderr.read()[-3000:]
+                time.sleep(0.005)
+            machines.remove_node(second, allow_graceful=False)
+            assert len(parts_of(tmp_path / "out")) < 1500 // PART_ROWS
+            told = ended(driver)
+        finally:
+            machines.shutdown()
+        assert told["computed"] == 1500
+        check_same(tmp_path / "out", whole.folder, 1e-6)
 
     def test_a_driver_that_is_killed_is_started_again(self, tmp_path, corpus, embedder):
         whole = embed_to_parquet(corpus, tmp_path / "whole", embedder, part_rows=PART_ROWS)

@@ -328,6 +328,22 @@ class Embedder(Model):
         # By the model as named, since its files may not be on this machine yet.
         heads.EXPECTED.add(self, heads.model_key(self._runner))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy as options; who expects sparse vectors still does."""
+        copied = super().__deepcopy__(memo)
+        if heads.EXPECTED.by(self):
+            copied.expect_sparse()
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy as options; who expects sparse vectors still does."""
+        built = super().__reduce__()
+        return (*built, "expects sparse vectors") if heads.EXPECTED.by(self) else built
+
+    def __setstate__(self, state: object) -> None:
+        """Go on expecting sparse vectors, in this process too."""
+        self.expect_sparse()
+
     def sparse_tokens(self, sparse: Mapping[int, float]) -> dict[str, float]:
         """Return lexical weights by token, as the model's vocabulary writes it, in the order of `sparse`."""
         tokenizing = self._hold().tokenizing

@@ -74,6 +74,11 @@ class Expected:
         with self._lock:
             self._views[view] = model
 
+    def by(self, view: object) -> bool:
+        """Whether `view` is one of those who will ask."""
+        with self._lock:
+            return view in self._views
+
     def __contains__(self, model: Hashable) -> bool:
         """Whether sparse vectors of a model will be asked for."""
         with self._lock:

@@ -77,6 +77,15 @@ def test_copies_and_pickles_hold_the_options(hub_cache):
     assert copy.embed_documents(TEXTS) == sparse.embed_documents(TEXTS)
 
 
+def test_a_pickled_view_of_a_store_goes_on_sharing(hub_cache, fresh_store):
+    pytest.importorskip("langchain_qdrant")
+    view = pickle.loads(pickle.dumps(BGESparseEmbeddings(model=M3).for_qdrant()))
+    dense, before = BGEEmbeddings(model=M3), bge_runtime.stats()["inputs"]
+    dense.embed_documents(TEXTS)
+    view.embed_documents(TEXTS)
+    assert bge_runtime.stats()["inputs"] - before == len(TEXTS)
+
+
 def test_a_model_without_sparse_output_is_refused_at_construction(fresh_store):
     with pytest.raises(bge_runtime.ConfigurationError, match="no output 'sparse'"):
         BGESparseEmbeddings(model="BAAI/bge-small-en-v1.5")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 import shutil
 import weakref
 
@@ -110,6 +112,17 @@ def test_a_dense_call_and_a_sparse_one_share_a_pass_where_it_is_expected(hub_cac
     assert bge_runtime.stats()["inputs"] - before == len(TEXTS)
     sparse.encode_sparse(TEXTS)
     assert bge_runtime.stats()["inputs"] - before == 2 * len(TEXTS)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda view: pickle.loads(pickle.dumps(view))])
+def test_a_copy_expects_what_its_original_expected(hub_cache, fresh_store, copied):
+    dense, sparse = (bge_runtime.Embedder(M3, truncation="silent") for _ in range(2))
+    sparse.expect_sparse()
+    sparse = copied(sparse)
+    before = bge_runtime.stats()["inputs"]
+    dense.encode_documents(TEXTS)
+    sparse.encode_sparse(TEXTS)
+    assert bge_runtime.stats()["inputs"] - before == len(TEXTS)
 
 
 def test_nothing_is_shared_between_lengths_or_when_nobody_expects_it(hub_cache, fresh_store):

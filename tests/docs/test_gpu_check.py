@@ -95,7 +95,7 @@ def test_a_run_fills_the_json_form_and_the_page_is_made_of_it(session):
         low, high = each["range"]
         assert 0 < low <= each["per_s"] <= high
         done = flops(each["width"], each["tokens"], each["tokens"] ** 2, layers=1) * each["per_s"]
-        assert each["share"] == pytest.approx(done / results["matrix"]["tflops"]["float32"] / 1e12, rel=0.01)
+        assert each["share"] == pytest.approx(done / results["matrix"]["tflops"][each["precision"]] / 1e12, rel=0.01)
         assert ("forward_part" in each) == (each["library"] == ours)
         assert "peak_bytes" not in each  # nothing tells it on a CPU
 

@@ -11,10 +11,11 @@ LOCK = $(BIN)/$(COMPILE) --universal --python-version 3.11 $(if $(UPGRADE),--upg
 RANGES = $(BIN)/$(COMPILE) --python $(BIN)/python pyproject.toml --all-extras --group dev
 SETUP_EXTRAS := langchain llamaindex offline onnx openvino pdf eval mteb telemetry train serve remote bulk
 # What others deprecate among themselves, which pyproject.toml ignores: errors where everything is the newest.
-# The two that stand behind them say only that they are sunset.
+# Two of those that stand behind them say only that they are sunset; the third is Ray's own use of pydantic.
 STRICT := -W error::DeprecationWarning -W error::PendingDeprecationWarning -W error::FutureWarning \
 	-W "ignore:\`langchain-community\` is being sunset:DeprecationWarning" \
-	-W "ignore:\`langchain-experimental\` is being sunset:DeprecationWarning"
+	-W "ignore:\`langchain-experimental\` is being sunset:DeprecationWarning" \
+	-W "ignore:Using extra keyword arguments on:DeprecationWarning"
 INCUMBENTS := langchain-huggingface llama-index sentence-transformers
 LIBRARIES ?= $(basename $(notdir $(wildcard benchmarks/requirements/*.txt)))
 WORKLOADS ?=

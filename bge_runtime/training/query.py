@@ -77,8 +77,8 @@ def train_query(
 
     InfoNCE of each question's vector over the vectors of all documents, with a penalty for a map that is far from doing
     nothing. Several penalties are tried; of all maps on the way, the one with the highest mean score on the questions
-    held out is taken, among those that lose nothing on documents without a training question. The map is most useful
-    for documents that training has questions of.
+    held out is taken, among those that lose no more than the tolerance on documents without a training question. The
+    map is most useful for documents that training has questions of.
 
     Args:
         data: Examples, and all documents of the index.
@@ -87,7 +87,7 @@ def train_query(
         model: The embedder that the index was filled by: a name or folder, or an `Embedder`.
         share: How many questions each of the two development sets gets.
         guard: Questions of another kind; `None` takes those of the package.
-        tolerance: By how much the guard may fall.
+        tolerance: By how much the guard may fall, and the map that is taken on documents without a training question.
         force: Hand the model over whatever the gate says.
         refit: Once the gate is open, fit the map again, with the settings found, on all questions: those held out are
             of documents of the index too. Their figures are of the map that had not seen them; the guard is measured
@@ -137,7 +137,7 @@ def train_query(
             for epoch, weight, loss in problem.maps(hold, seed, lambda: bar.update(1))
             if epoch % EVERY == 0
         ]
-    best = _best(steps, start)
+    best = _best(steps, start, tolerance)
 
     def decided(weight: Vectors, sets: Mapping[str, Judgements]) -> tuple[Path, Gate]:
         candidate = workplace.candidate(lambda place: _save(weight, folder, place, embedder))
@@ -253,9 +253,11 @@ class _Problem:
             yield epoch, weight.detach().numpy().copy(), total / len(self.targets)
 
 
-def _best(steps: Sequence[_Step], start: Mapping[str, float]) -> _Step:
-    """Return the step with the highest mean, among those without a loss on unseen documents where there are any."""
-    sound = [each for each in steps if each.scores.get("unseen", 0.0) >= start.get("unseen", 0.0)]
+def _best(steps: Sequence[_Step], start: Mapping[str, float], tolerance: float) -> _Step:
+    """Return the step with the highest mean, among those that keep unseen documents where there are any."""
+    # Some dozens of questions cannot tell a smaller loss from none: one answer a rank lower would decide.
+    least = start.get("unseen", 0.0) - tolerance
+    sound = [each for each in steps if each.scores.get("unseen", 0.0) >= least]
     return max(sound or steps, key=lambda each: each.mean)
 
 

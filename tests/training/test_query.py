@@ -19,6 +19,7 @@ from bge_runtime import (
     bind_index,
 )
 from bge_runtime.training import train_query
+from bge_runtime.training.query import _best, _Step
 from tests.training.toys import toy_data, toy_guard
 
 
@@ -137,3 +138,14 @@ def test_truncated_dimensions_are_those_of_the_mapped_vector(mapped):
     whole = Embedder(folder, normalize=False).encode_queries(["a cat"])[0]
     part = Embedder(folder, truncate_dim=64).encode_queries(["a cat"])[0]
     assert part == pytest.approx(whole[:64] / np.linalg.norm(whole[:64]), abs=1e-6)
+
+
+@pytest.mark.parametrize(("fall", "taken"), [(0.009, 0.02), (0.011, 0.1)])
+def test_a_map_may_lose_as_little_on_unseen_documents_as_some_dozens_of_questions_cannot_tell(fall, taken):
+    nothing = np.eye(2, dtype=np.float32)
+    start = {"unseen": 0.76, "seen": 0.70}
+    tried = [
+        _Step(0.1, 30, nothing, 1.0, {"unseen": 0.77, "seen": 0.75}),
+        _Step(0.02, 30, nothing, 1.0, {"unseen": 0.76 - fall, "seen": 0.85}),
+    ]
+    assert _best(tried, start, tolerance=0.01).hold == taken

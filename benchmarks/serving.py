@@ -4,10 +4,10 @@
 
 Server and calls in process are measured in turn, each in a process of its own, and infinity's server as well where
 --infinity names its program (`make .benchmarks/venvs/infinity/.ready` installs it), on the same checkpoint: the
-packaged all-MiniLM-L6-v2, or a folder that --model names. Exit status
-1 when a lone query costs 3 ms more than in process, 64 callers get less than 0.9 of the throughput in process or less
-than 1.5 times infinity's, or the slowest hundredth of queries takes five times as long while others ingest. Results go
-to benchmarks/results/serving.json, or where --results says.
+packaged all-MiniLM-L6-v2, or a folder that --model names. Exit status 1 when a lone query costs 3 ms more than in
+process, 64 callers get less than 0.9 of the throughput in process or less than 1.5 times infinity's, or the slowest
+hundredth of queries takes five times as long while others ingest. Results go to benchmarks/results/serving.json, or
+where --results says.
 """
 
 from __future__ import annotations

@@ -319,7 +319,9 @@ def train_query(
     corpus: Corpus = None,
     qrels: Qrels = None,
     guard: Guard = None,
-    tolerance: Tolerance = 0.01,
+    tolerance: Annotated[
+        float, typer.Option(help="By how much the guard, and unseen documents, may fall (nDCG@10).")
+    ] = 0.01,
     share: Share = 0.1,
     force: Force = False,
     refit: Annotated[bool, typer.Option(help="Learn from the questions held out too, once the gate is open.")] = True,

@@ -120,7 +120,7 @@ def compare_mixes(python: Path, place: Path) -> int:
     print(f"\n{'LM-Cocktail':46} {'kind':36} {'count':>5}  {'largest difference':>18}  ok")
     for kind, shape in shapes.items():
         folders = [
-            write_checkpoint(place / f"{kind}-{seed}", Checkpoint(name=f"a/{kind}", seed=seed, **shape))  # type: ignore[arg-type]
+            write_checkpoint(place / f"{kind}-{seed}", Checkpoint(seed=seed, **shape))  # type: ignore[arg-type]
             for seed in (1, 2, 3)
         ]
         pairs = [str(part) for pair in zip(weights, folders, strict=True) for part in pair]

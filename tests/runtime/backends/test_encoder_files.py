@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -186,12 +188,14 @@ def test_a_vector_does_not_depend_on_torchs_default_number_format(tmp_path):
     # Another thread that loads a model changes it for the whole process.
     folder = write_checkpoint(tmp_path / "m", BERT)
     expected = use(folder, BERT)
-    stop = threading.Event()
+    stop, dice = threading.Event(), random.Random(0)
 
     def meddle() -> None:
         while not stop.is_set():
             torch.set_default_dtype(torch.bfloat16)
+            time.sleep(0.0005)  # a thread that never waits keeps the interpreter from those that load
             torch.set_default_dtype(torch.float32)
+            time.sleep(dice.uniform(0, 0.02))  # some loads meet a change, some do not
 
     thread = threading.Thread(target=meddle)
     thread.start()

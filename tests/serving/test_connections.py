@@ -17,6 +17,7 @@ from bge_runtime.serving.connections import Connection
 pytestmark = pytest.mark.enable_socket
 
 ASK = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
 TIMEOUT_S = 0.2
 
 
@@ -32,10 +33,8 @@ async def port(monkeypatch):
 
     monkeypatch.setattr(connections, "MOST_NEW", 3)
     monkeypatch.setattr(connections, "MOST_IDLE", 2)
-    made = Connection.bounded(TIMEOUT_S)
-    config = uvicorn.Config(
-        app, http=made, ws="none", lifespan="off", log_config=None, h11_max_incomplete_event_size=4096
-    )
+    made = Connection.bounded(TIMEOUT_S, 4096)
+    config = uvicorn.Config(app, http=made, ws="none", lifespan="off", log_config=None)
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
@@ -107,16 +106,24 @@ async def test_bytes_that_drip_win_no_time_not_even_after_an_answer(opened):
     [
         (b"GET / HTTP/1.1\r\na: " + b"b" * 8000, 431, "The headers are larger than 4,096 bytes."),
         (b"no HTTP at all\r\n\r\n", 400, "Invalid HTTP request received."),
-        (b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", 400, "Invalid HTTP request received."),
+        (CHUNKED + b"0\r\n|a: " + b"b" * 8000, 431, "The headers are larger than 4,096 bytes."),
+        (CHUNKED + b"0\r\n|" + b"a: b\r\n" * 2000, 431, "The headers are larger than 4,096 bytes."),
+        (CHUNKED + b"1;|" + b"b" * 8000, 431, "The headers are larger than 4,096 bytes."),
+        (CHUNKED + b"zz\r\n", 400, "Invalid HTTP request received."),
+        # What one proxy takes for two requests, and another for one.
+        (CHUNKED[:-2] + b"content-length: 3\r\n\r\n0\r\n\r\n", 400, "Invalid HTTP request received."),
         (
-            b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+            b"POST / HTTP/1.1\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabc",
             400,
             "Invalid HTTP request received.",
         ),
     ],
 )
 async def test_what_is_no_request_is_told_so_in_json(opened, content, status, message, caplog):
-    head, _, body = (await ended(await opened(content))).partition(b"\r\n\r\n")
+    first, _, rest = content.partition(b"|")
+    connection = await opened(first)
+    connection[1].write(rest)
+    head, _, body = (await ended(connection)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert b"content-type: application/json" in head
     assert json.loads(body)["error"]["message"] == message
@@ -156,6 +163,28 @@ async def test_a_whole_request_waits_for_its_answer_however_many_come(opened):
     whole = await opened(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n")
     whole[1].write(b"ab")
     assert await answered(whole) == b"POS"
+
+
+async def test_chunks_are_no_headers_however_many_come(opened):
+    chunked = await opened(CHUNKED + b"1;note=a\r\nx\r\n" * 2000 + b"0\r\nlast: a\r\n\r\n")
+    assert await answered(chunked) == b"POS"
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+async def test_an_offer_of_another_protocol_is_answered_in_this_one(opened, method):
+    body = b"content-length: 2\r\n\r\nab" if method == b"POST" else b"\r\n"
+    offer = await opened(method + b" / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: h2c\r\n" + body)
+    assert await answered(offer) == method[:3]
+    offer[1].write(ASK)
+    assert await answered(offer) == b"GET"
+
+
+async def test_requests_that_come_at_once_are_answered_in_their_order(opened):
+    together = await opened(b"PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx" + ASK + CHUNKED + b"0\r\n\r\n")
+    assert [await answered(together) for _ in range(3)] == [b"PUT", b"GET", b"POS"]
+    await asyncio.sleep(TIMEOUT_S * 2)  # it waits for nothing
+    together[1].write(ASK)
+    assert await answered(together) == b"GET"
 
 
 def test_as_many_files_may_be_opened_as_the_system_lets():

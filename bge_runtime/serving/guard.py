@@ -7,7 +7,9 @@ import contextlib
 import hmac
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from urllib.parse import parse_qsl
 
 from starlette.requests import ClientDisconnect
@@ -38,6 +40,7 @@ class Guard:
         self._settings = settings
         self._keys = tuple(keys)
         self._monitoring = monitoring
+        self._held = Counter[str]()  # bytes of bodies, by key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
@@ -70,31 +73,23 @@ class Guard:
         if problem is not None and path not in OPEN:
             await self._refuse(error_answer(path, 401, problem, {"www-authenticate": "Bearer"}), receive, send)
             return
-        body, more = None, True
-        if not self._is_too_large(scope):
-            try:
-                async with asyncio.timeout(self._settings.body_timeout_s):
-                    body, more = await self._body(receive)
-            except TimeoutError:
-                late = f"The body has not come within {self._settings.body_timeout_s:g} s."
-                await error_answer(path, 408, late, {"connection": "close"})(scope, receive, send)
+        with self._holding(key) as hold:
+            answer = self._too_large(path) if self._says_it_is_too_large(scope) else None
+            body, more = b"", True
+            if answer is None:
+                try:
+                    async with asyncio.timeout(self._settings.body_timeout_s):
+                        body, answer, more = await self._body(path, receive, hold)
+                except TimeoutError:
+                    late = f"The body has not come within {self._settings.body_timeout_s:g} s."
+                    await error_answer(path, 408, late, {"connection": "close"})(scope, receive, send)
+                    return
+                except ClientDisconnect:
+                    return
+            if answer is None:
+                await self._app(scope, _replaying(body, receive), send)
                 return
-            except ClientDisconnect:
-                return
-        if body is None:
-            large = f"The body is larger than {self._settings.max_body_bytes:,} bytes. Send it in several requests."
-            await self._refuse(error_answer(path, 413, large), receive, send, more=more)
-            return
-        is_read = False
-
-        async def replayed() -> Message:
-            nonlocal is_read
-            if is_read:  # what comes now tells that the client has gone
-                return await receive()
-            is_read = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self._app(scope, replayed, send)
+        await self._refuse(answer, receive, send, more=more)
 
     def _key(self, scope: Scope) -> tuple[str, str | None]:
         """Return whose request it is, and what is wrong with its key."""
@@ -116,13 +111,52 @@ class Guard:
         same = [hmac.compare_digest(given, each) for each in self._keys]
         return (f"key {same.index(True) + 1}", None) if any(same) else ("", "This key is not known here.")
 
-    def _is_too_large(self, scope: Scope) -> bool:
-        """Whether a body says so before it comes."""
+    @contextmanager
+    def _holding(self, key: str) -> Iterator[Callable[[int], bool]]:
+        """Count what a request holds of its body, until it is answered.
+
+        Yields:
+            What takes so many bytes more, and tells whether they have room beside those of the key's other requests.
+        """
+        own = 0
+
+        def hold(size: int) -> bool:
+            nonlocal own
+            others = self._held[key] - own
+            # A request always fits where no other waits, whatever the limits.
+            if others and others + own + size > self._settings.max_queued_bytes:
+                return False
+            own += size
+            self._held[key] += size
+            return True
+
+        try:
+            yield hold
+        finally:
+            self._held[key] -= own
+            if not self._held[key]:
+                del self._held[key]
+
+    def _says_it_is_too_large(self, scope: Scope) -> bool:
         told = dict(scope["headers"]).get(b"content-length", b"0")
         return told.isdigit() and int(told[:20]) > self._settings.max_body_bytes
 
-    async def _body(self, receive: Receive) -> tuple[bytes | None, bool]:
-        """Return the body, or `None` as soon as it is too large, and whether more of it comes.
+    def _too_large(self, path: str) -> Response:
+        most = self._settings.max_body_bytes
+        return error_answer(path, 413, f"The body is larger than {most:,} bytes. Send it in several requests.")
+
+    def _too_many(self, path: str) -> Response:
+        most = self._settings.max_queued_bytes
+        message = (
+            f"The requests of this key that wait for their answers are larger than {most:,} bytes together with this "
+            "one. Try again when some are answered."
+        )
+        return error_answer(path, 429, message, {"retry-after": "1"})
+
+    async def _body(
+        self, path: str, receive: Receive, hold: Callable[[int], bool]
+    ) -> tuple[bytes, Response | None, bool]:
+        """Return the body, or an answer as soon as it is too large, and whether more of it comes.
 
         Raises:
             ClientDisconnect: The client went before its end.
@@ -133,11 +167,14 @@ class Guard:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
-            parts.append(message.get("body", b""))
-            size, more = size + len(parts[-1]), message.get("more_body", False)
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
             if size > self._settings.max_body_bytes:
-                return None, more
-        return b"".join(parts), False
+                return b"", self._too_large(path), more
+            if not hold(len(part)):
+                return b"", self._too_many(path), more
+            parts.append(part)
+        return b"".join(parts), None, False
 
     async def _refuse(self, answer: Response, receive: Receive, send: Send, *, more: bool = True) -> None:
         """Answer at once, and end the answer when the body has come to its end, or its time is up.
@@ -154,3 +191,17 @@ class Guard:
                     message = await receive()
                     more = message["type"] == "http.request" and message.get("more_body", False)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """Return what gives a body that was read, and then what else comes: that the client has gone."""
+    is_read = False
+
+    async def replayed() -> Message:
+        nonlocal is_read
+        if is_read:
+            return await receive()
+        is_read = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed

@@ -109,6 +109,7 @@ class ServerSettings(BaseSettings):
         max_texts: Of a request; documents of a reranking count too.
         max_tokens: Of a request, as the model counts them.
         max_queued_tokens: Of all requests of one key that are not answered yet.
+        max_queued_bytes: Of their bodies.
         body_timeout_s: In which the headers of a request must have come, and then its body.
         timeout_s: In which it must be answered.
         drain_s: How long an ending server waits for requests that it has taken.
@@ -126,6 +127,7 @@ class ServerSettings(BaseSettings):
     max_texts: int = Field(default=2048, ge=1)
     max_tokens: int = Field(default=1_000_000, ge=1)
     max_queued_tokens: int = Field(default=4_000_000, ge=1)
+    max_queued_bytes: int = Field(default=256 * 2**20, ge=1024)
     body_timeout_s: float = Field(default=30.0, gt=0)
     timeout_s: float = Field(default=600.0, gt=0)
     drain_s: float = Field(default=60.0, ge=0)

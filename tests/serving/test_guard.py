@@ -192,6 +192,38 @@ async def test_what_is_too_large_is_read_to_its_end_and_kept_by_nobody(hub_cache
     assert (status, parts) == (413, 0)
 
 
+async def test_bodies_of_a_key_that_wait_may_not_fill_the_memory(hub_cache, key_file):
+    app, go = create_app(settings(EMBEDDER, max_queued_bytes=2048, api_key_file=key_file)), asyncio.Event()
+    await app.state.work.models.load()
+    body = json.dumps({**BODY, "input": ["a" * 1500]}).encode()
+    mine, other = ([(b"x-api-key", key.encode())] for key in KEYS[:2])
+
+    def slowly():
+        parts = [body[:1400], body[1400:]]
+
+        async def gives():
+            if len(parts) == 1:
+                await go.wait()
+            if not parts:
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+        return gives
+
+    first = asyncio.create_task(asked(app, "/v1/embeddings", {}, receive=slowly(), headers=mine))
+    await asyncio.sleep(0.05)
+    status, headers, content = await asked(app, "/v1/embeddings", json.loads(body), headers=mine)
+    assert (status, headers[b"retry-after"]) == (429, b"1")
+    assert "larger than 2,048 bytes together" in json.loads(content)["error"]["message"]
+    status, _, _ = await asked(app, "/v1/embeddings", json.loads(body), headers=other)
+    assert status == 200
+    go.set()
+    assert (await first)[0] == 200
+    status, _, _ = await asked(app, "/v1/embeddings", json.loads(body), headers=mine)
+    assert status == 200
+    await app.state.work.models.close()
+
+
 async def test_a_slow_body_is_given_up(hub_cache):
     async def never():
         await asyncio.Event().wait()

@@ -70,10 +70,6 @@ def run(source, out, format, embedder):
 
 
 def main(source, out, format, at):
-    import tests.conftest
-    from tests.checkpoints.hub_cache import build_hub_cache
-
-    build_hub_cache(tests.conftest._HUB_HOME / "hub")
     with ending(at, lambda: os.kill(os.getpid(), signal.SIGKILL)):
         run(Path(source), Path(out), format, Embedder(MODEL))
 

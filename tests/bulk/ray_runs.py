@@ -13,11 +13,9 @@ import threading
 import time
 from pathlib import Path
 
-import tests.conftest
 from bge_runtime import Embedder
 from bge_runtime.bulk import embed_to_parquet
 from tests.bulk.corpora import MODEL, parts_of
-from tests.checkpoints.hub_cache import build_hub_cache
 
 PART_ROWS = 3
 
@@ -47,7 +45,6 @@ def kill_one(out):
 
 
 def main(source, out, format, address="local", what=""):
-    build_hub_cache(tests.conftest._HUB_HOME / "hub")
     if what:
         threading.Thread(target=kill_one, args=(Path(out),), daemon=True).start()
     result = embed_to_parquet(source, out, Embedder(MODEL), format=format, part_rows=PART_ROWS, ray=address)

@@ -90,7 +90,8 @@ def started(source, out, format, step):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # five processes, each of which builds the seeded models
+@pytest.mark.timeout(600)  # five processes, each of which imports torch
+@pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("format", ["float32", "int8"])
 def test_killed_at_seeded_steps_it_ends_as_if_it_had_not_been(tmp_path, corpus, format):
     assert started(corpus, tmp_path / "whole", format, 0).returncode == 0

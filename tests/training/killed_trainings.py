@@ -10,14 +10,11 @@ import signal
 import sys
 from pathlib import Path
 
-import tests.conftest
 from bge_runtime.training import runs, train_embedder, train_reranker
-from tests.checkpoints.hub_cache import build_hub_cache
 from tests.training.toys import quick, toy_data, toy_guard
 
 
 def main(out: str, kind: str, at: int) -> None:
-    build_hub_cache(tests.conftest._HUB_HOME / "hub")
     step = runs._Bar.on_step_end
 
     def killed(self, args, state, control, **named):

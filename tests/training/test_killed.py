@@ -20,6 +20,7 @@ def train(out, kind, step):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # five processes, each of which imports torch
+@pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("kind", ["embedder", "reranker", "lora"])
 def test_killed_at_three_steps_it_ends_as_if_it_had_not_been(tmp_path, kind):
     whole = train(tmp_path / "whole", kind, 0)

@@ -26,7 +26,6 @@ _HOME = {
 }
 PACKAGES = (
     "fastapi",
-    "httptools",
     "orjson",
     "prometheus_client",
     "pydantic",

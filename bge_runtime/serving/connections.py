@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import functools
 import sys
 from http import HTTPStatus
 from typing import Any
 
+import h11
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from bge_runtime.serving.answers import error_answer
@@ -66,16 +66,8 @@ class Waiting:
             each.pop(connection, None)
 
 
-class Phase(enum.Enum):
-    """How far a connection's newest request has come."""
-
-    HEAD = enum.auto()
-    BODY = enum.auto()
-    WHOLE = enum.auto()
-
-
-class Connection(HttpToolsProtocol):
-    """A connection whose request must come in time and in bounds, and may not wait among too many others."""
+class Connection(H11Protocol):
+    """A connection whose request must come in time, and may not wait among too many others."""
 
     def __init__(
         self,
@@ -86,32 +78,25 @@ class Connection(HttpToolsProtocol):
         *,
         waiting: Waiting,
         head_timeout_s: float,
-        most_head_bytes: int,
     ) -> None:
         """Take what all connections of a server share."""
         super().__init__(config, server_state, app_state, _loop)
         self._waiting = waiting
         self._head_timeout_s = head_timeout_s
-        self._most_head_bytes = most_head_bytes
         self._timer: asyncio.TimerHandle | None = None
-        self._phase = Phase.HEAD
-        self._sorted: Phase | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._known: type | None = None
         self._is_new = True
-        # Bytes that came since the parser last handed something on: of a head, of what follows the last chunk, or of
-        # the words beside a chunk's length, none of which it bounds.
-        self._held_bytes = 0
 
     @classmethod
-    def bounded(cls, head_timeout_s: float, most_head_bytes: int) -> functools.partial[Connection]:
+    def bounded(cls, head_timeout_s: float) -> functools.partial[Connection]:
         """Return what makes the connections of one server.
 
         Args:
-            head_timeout_s: In which the line and the headers of a request must have come; the guard sees to its body.
-            most_head_bytes: Which they may have.
+            head_timeout_s: In which the line and the headers of a request must have come, and some of an answer must
+                have been taken; the guard sees to a request's body.
         """
-        return functools.partial(
-            cls, waiting=Waiting(files()), head_timeout_s=head_timeout_s, most_head_bytes=most_head_bytes
-        )
+        return functools.partial(cls, waiting=Waiting(files()), head_timeout_s=head_timeout_s)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request."""
@@ -121,55 +106,39 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Look whether the request is there."""
-        self._held_bytes += len(data)
         super().data_received(data)
-        if self._held_bytes > self._most_head_bytes:
-            self._refuse(431, f"The headers are larger than {self._most_head_bytes:,} bytes.")
-        if self._phase is Phase.HEAD:
+        if self.conn.their_state is h11.IDLE:
             self._await_head()
         self._sort()
-
-    def on_message_begin(self) -> None:
-        """Note that a head begins."""
-        self._phase = Phase.HEAD
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """Note that the head is there."""
-        self._phase, self._held_bytes = Phase.BODY, 0
-        super().on_headers_complete()
-
-    def on_chunk_header(self) -> None:
-        """Note that a chunk begins."""
-        self._held_bytes = 0
-
-    def on_body(self, body: bytes) -> None:
-        """Note that the body grows."""
-        self._held_bytes = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """Note that the request is there."""
-        self._phase, self._held_bytes = Phase.WHOLE, 0
-        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, for as long as connections are kept."""
         self._is_new = False
         super().on_response_complete()
-        if self._phase is Phase.WHOLE and self.cycle.response_complete:  # none has come meanwhile
-            self._phase = Phase.HEAD
         self._sort()
+        if self._unread is None:
+            self._await_reading(self.transport.get_write_buffer_size())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave."""
         self._stop_timer()
+        # Timers hold a connection, and all that it holds, until they fire; uvicorn leaves its own after a reset.
+        self._unset_keepalive_if_required()
+        if self._unread is not None:
+            self._unread.cancel()
         self._waiting.leave(self)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Say that it is no HTTP as everything else is said: in JSON."""
-        self._refuse(400, msg)
+        """Say that it is no HTTP, or too much of it, as everything else is said: in JSON."""
+        # uvicorn calls this while it handles the error, and passes only a message on.
+        status = getattr(sys.exception(), "error_status_hint", 400)
+        if status == 431:
+            msg = f"The headers are larger than {self.config.h11_max_incomplete_event_size:,} bytes."
+        self._refuse(status, msg)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing of an offer that some clients make each time: it is answered, and nothing is to be installed."""
 
     def _await_head(self) -> None:
         if self._timer is None:
@@ -181,31 +150,42 @@ class Connection(HttpToolsProtocol):
             self._timer = None
 
     def _sort(self) -> None:
-        if self._phase is self._sorted or self.transport.is_closing():
+        state = self.conn.their_state
+        if state is self._known or self.transport.is_closing():
             return
-        if self._phase is not Phase.HEAD:
+        if state is not h11.IDLE:
             self._stop_timer()
-        if self._phase is Phase.WHOLE:
-            self._waiting.leave(self)
-        else:
+        if state is h11.IDLE or state is h11.SEND_BODY:
             self._waiting.enter(self, is_new=self._is_new)
-        self._sorted = self._phase
+        else:
+            self._waiting.leave(self)
+        self._known = state
+
+    def _await_reading(self, unread: int) -> None:
+        """Look again later at an answer of which so many bytes are not taken yet."""
+        self._unread = self.loop.call_later(self._head_timeout_s, self._look_at_unread, unread) if unread else None
+
+    def _look_at_unread(self, before: int) -> None:
+        """Drop a connection whose client takes nothing of its answer: closing would wait for it without end."""
+        unread = self.transport.get_write_buffer_size()
+        if unread and unread >= before:
+            self.transport.abort()
+        else:
+            self._await_reading(unread)
 
     def _give_up(self) -> None:
         self._timer = None
-        self._refuse(408, f"The headers have not come within {self._head_timeout_s:g} s.")
+        if not self.transport.is_closing():
+            self._refuse(408, f"The headers have not come within {self._head_timeout_s:g} s.")
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer and close; where an answer has begun, or another request still waits for its own, only close."""
-        if self.transport.is_closing():
-            return
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or (self._phase is Phase.BODY and not cycle.response_started):
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             answer = error_answer("", status, message, {"connection": "close"})
-            lines = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode())]
-            lines += [b"%s: %s" % each for each in answer.raw_headers]
-            self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
-        if cycle is not None:
-            cycle.disconnected = True  # what is written from now on would follow the refusal
-            cycle.message_event.set()
+            reason = HTTPStatus(status).phrase.encode()
+            for event in (
+                h11.Response(status_code=status, headers=answer.raw_headers, reason=reason),
+                h11.Data(data=bytes(answer.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

@@ -34,8 +34,10 @@ def serve(settings: ServerSettings) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
-        http=Connection.bounded(settings.body_timeout_s, MOST_HEADERS),  # type: ignore[arg-type]
+        # h11 bounds what comes before a body, where httptools does not.
+        http=Connection.bounded(settings.body_timeout_s),  # type: ignore[arg-type]
         ws="none",  # whatever is installed: nothing here speaks it
+        h11_max_incomplete_event_size=MOST_HEADERS,
         # Longer than clients keep an unused connection (httpx 5 s): a server that closes it first may do so under a
         # request that is on its way.
         timeout_keep_alive=KEEP_ALIVE_S,

@@ -47,6 +47,7 @@ async def test_ingestions_that_wait_for_room_keep_no_query_waiting(embedder, wor
     monkeypatch.setattr("bge_runtime.engine.call.WINDOW", 10)
     ingestions = [asyncio.create_task(embedder.aencode_documents(LONG)) for _ in range(4 * PREPARE_THREADS)]
     (model,) = STORE._models.values()
+    assert await asyncio.to_thread(worker.started.wait, TIMEOUT_S)  # or its first batch were the query
     while len(model.engine._queue._bulk.outside) < PREPARE_THREADS:
         await asyncio.sleep(0.01)
     query = asyncio.create_task(embedder.aencode_queries(["dog"]))
@@ -126,4 +127,6 @@ def test_a_closed_pool_does_what_it_was_given_and_starts_again():
 async def _prepared(pool):
     """Let everything run that the pool has been given so far, by its calls' own steps included."""
     for _ in range(3):
-        await asyncio.gather(*(asyncio.wrap_future(pool.submit(int)) for _ in range(4 * PREPARE_THREADS)))
+        # All threads meet: none of them is still at something that was handed in before.
+        meeting = threading.Barrier(PREPARE_THREADS, timeout=TIMEOUT_S)
+        await asyncio.gather(*(asyncio.wrap_future(pool.submit(meeting.wait)) for _ in range(PREPARE_THREADS)))

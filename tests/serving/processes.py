@@ -74,6 +74,10 @@ class Process:
         """Ask it to end."""
         self._process.send_signal(signal.SIGTERM)
 
+    def end_a_worker(self) -> None:
+        """Have the thread that computes the next batch end in the middle of it."""
+        self._process.send_signal(signal.SIGUSR1)
+
     def status(self) -> int:
         """Wait for its end."""
         return self._process.wait(120)

@@ -86,7 +86,8 @@ def child(source: str, out: str, part_rows: str, ray: str | None = None) -> None
     """Run, and tell the result and this process's peak of memory."""
     result = embed_to_parquet(source, out, Embedder(MODEL), part_rows=int(part_rows), ray=ray)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps({**result.as_dict(), "peak_mb": peak}), flush=True)
+    told = {name: value for name, value in result.as_dict().items() if name != "folder"}  # which is gone soon
+    print(json.dumps({**told, "peak_mb": peak}), flush=True)
 
 
 def wait_for(process: subprocess.Popen[str], out: Path, count: int, progress: tqdm[Any]) -> bool:

@@ -43,7 +43,8 @@ def test_a_measurement_takes_about_as_long_as_it_was_given(embedder, sample):
 @pytest.mark.parametrize(("format", "bytes_of_a_row"), [("float16", 768), ("int8", 384), ("binary", 48)])
 def test_the_format_decides_the_disk(embedder, sample, format, bytes_of_a_row):
     plan = plan_embedding(10**6, embedder, sample=sample, format=format, seconds=0.2)
-    assert bytes_of_a_row * 10**6 < plan.estimates[0].disk_bytes < (bytes_of_a_row * 1.4 + 40) * 10**6
+    # In a slow moment few rows are measured, and what a file has beside them weighs the more.
+    assert bytes_of_a_row * 10**6 < plan.estimates[0].disk_bytes < (bytes_of_a_row * 1.4 + 80) * 10**6
 
 
 def test_few_rows_tell_as_much_of_the_disk_as_many(embedder):

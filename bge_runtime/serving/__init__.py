@@ -24,15 +24,7 @@ _HOME = {
     "RaySettings": "settings",
     "ServerSettings": "settings",
 }
-PACKAGES = (
-    "fastapi",
-    "orjson",
-    "prometheus_client",
-    "pydantic",
-    "pydantic_settings",
-    "starlette",
-    "uvicorn",
-)
+PACKAGES = ("fastapi", "orjson", "prometheus_client", "pydantic", "pydantic_settings", "starlette", "uvicorn")
 
 __all__ = ["ModelSettings", "RaySettings", "ServerSettings", "create_app", "serve", "serve_on_ray"]
 

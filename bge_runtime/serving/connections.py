@@ -116,16 +116,15 @@ class Connection(H11Protocol):
         self._is_new = False
         super().on_response_complete()
         self._sort()
-        if self._unread is None:
-            self._await_reading(self.transport.get_write_buffer_size())
+        self._stop_awaiting_reading()
+        self._await_reading(self.transport.get_write_buffer_size())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave."""
         self._stop_timer()
         # Timers hold a connection, and all that it holds, until they fire; uvicorn leaves its own after a reset.
         self._unset_keepalive_if_required()
-        if self._unread is not None:
-            self._unread.cancel()
+        self._stop_awaiting_reading()
         self._waiting.leave(self)
         super().connection_lost(exc)
 
@@ -164,6 +163,11 @@ class Connection(H11Protocol):
     def _await_reading(self, unread: int) -> None:
         """Look again later at an answer of which so many bytes are not taken yet."""
         self._unread = self.loop.call_later(self._head_timeout_s, self._look_at_unread, unread) if unread else None
+
+    def _stop_awaiting_reading(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _look_at_unread(self, before: int) -> None:
         """Drop a connection whose client takes nothing of its answer: closing would wait for it without end."""

@@ -48,7 +48,7 @@ async def port(monkeypatch, seen, states):
             if not message["more_body"]:
                 break
         seen.append(body)
-        answer = b"x" * 20_000_000 if scope["path"] == "/large" else scope["method"].encode()[:3]
+        answer = b"x" * int(scope["path"][1:] or 0) or scope["method"].encode()[:3]
         length = str(len(answer)).encode()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
         await send({"type": "http.response.body", "body": answer})
@@ -213,7 +213,7 @@ async def test_requests_that_come_at_once_are_answered_in_their_order(opened):
 
 @pytest.mark.parametrize("more", [b"", b"connection: close\r\n"], ids=["kept", "closed"])
 async def test_an_answer_that_nobody_reads_is_given_up_and_one_that_is_read_slowly_is_not(port, states, more):
-    ask = b"GET /large HTTP/1.1\r\nhost: a\r\n" + more + b"\r\n"
+    ask = b"GET /20000000 HTTP/1.1\r\nhost: a\r\n" + more + b"\r\n"
     deaf, slow = [await asyncio.open_connection("127.0.0.1", port, limit=1024) for _ in range(2)]
     for _, writer in (deaf, slow):
         writer.write(ask)
@@ -228,6 +228,18 @@ async def test_an_answer_that_nobody_reads_is_given_up_and_one_that_is_read_slow
     assert len(states.connections) == (0 if more else 1)
     for _, writer in (deaf, slow):
         writer.close()
+
+
+async def test_an_answer_that_is_begun_late_has_its_own_time(port):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    # The second answer waits, and is larger, when the time of the first is over.
+    for size, pause in ((20_000_000, 0), (40_000_000, TIMEOUT_S * 0.7)):
+        writer.write(b"GET /%d HTTP/1.1\r\nhost: a\r\n\r\n" % size)
+        await asyncio.sleep(pause)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert len(await asyncio.wait_for(reader.readexactly(size), 5)) == size
+        await asyncio.sleep(TIMEOUT_S * 0.4)
+    writer.close()
 
 
 async def test_a_connection_that_was_reset_is_held_by_nothing(port, states):

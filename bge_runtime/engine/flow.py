@@ -12,10 +12,10 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from bge_runtime.errors import EngineStoppedError
 from bge_runtime.locks import Promise
@@ -210,25 +210,84 @@ def _wait(future: Future[Any]) -> Any:
 
 async def drive(flow: Flow[T], pool: PreparePool) -> T:
     """Drive the body from an event loop; a cancelled task cancels what it waits for."""
-    value: Any = None
-    while True:
-        advance = pool.submit(_advance, flow, value)
-        value = None  # as in `run`
+    call = _Driven(flow, pool)
+    try:
+        return await asyncio.wrap_future(call.result)
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+
+
+class _Driven(Generic[T]):
+    """A body on the pool's threads, which hand it from one step to the next: the event loop wakes for its result alone.
+
+    Attributes:
+        result: What the body returns, or raises.
+    """
+
+    def __init__(self, flow: Flow[T], pool: PreparePool) -> None:
+        """Begin with the first step."""
+        self.result = Promise[T]()
+        self._flow = flow
+        self._pool = pool
+        self._waits_for: Future[Any] | None = None
+        self._is_cancelled = False
+        self._step(None)
+
+    def cancel(self) -> None:
+        """Cancel what the body waits for, or else let its step be the last one."""
+        self._is_cancelled = True
+        if (future := self._waits_for) is not None:
+            future.cancel()
+
+    def _step(self, value: Any) -> None:
+        self._follow(self._pool.submit(_advance, self._flow, value), self._stepped)
+
+    def _follow(self, future: Future[Any], then: Callable[[Future[Any]], None]) -> None:
+        # In this order: of two threads, this one and one that cancels, the later sees what the other has said.
+        self._waits_for = future
+        if self._is_cancelled:
+            future.cancel()
+        future.add_done_callback(then)
+
+    def _stepped(self, advance: Future[Any]) -> None:
+        """Go on after a step, on the thread that made it."""
         try:
-            wanted, result = await asyncio.wrap_future(advance)
-        except asyncio.CancelledError:
-            # The pool may be inside the generator: close it when that step has ended.
-            advance.add_done_callback(lambda _: flow.close())
-            raise
+            wanted, found = advance.result()
+            if callable(wanted) and not self._is_cancelled:
+                wanted = self._pool.submit_heavy(wanted)
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            self._end(error)
+            return
         # The body has ended: `_advance` gives its result in place of something to wait for.
         if wanted is None:
-            return cast("T", result)
-        future = wanted if isinstance(wanted, Future) else pool.submit_heavy(wanted)
+            self._end(found=found)
+        elif self._is_cancelled:
+            self._end(CancelledError())
+        else:
+            self._follow(wanted, self._answered)
+
+    def _answered(self, future: Future[Any]) -> None:
+        """Go on with what the body has waited for, on the thread that brought it, which does not do the body's work."""
         try:
-            value = await asyncio.wrap_future(future)
-        except BaseException:
-            flow.close()
-            raise
+            value = future.result()
+            if self._is_cancelled:
+                raise CancelledError
+            self._step(value)
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            self._end(error)
+
+    def _end(self, error: BaseException | None = None, found: T | None = None) -> None:
+        self._waits_for = None  # it refers to this call again
+        self._flow.close()
+        if isinstance(error, CancelledError):
+            self.result.cancel()
+        if not self.result.set_running_or_notify_cancel():
+            return
+        if error is None:
+            self.result.set_result(cast("T", found))
+        else:
+            self.result.set_exception(error)
 
 
 def _advance(flow: Flow[T], value: Any) -> tuple[Future[Any] | Callable[[], Any] | None, T | None]:

@@ -191,10 +191,24 @@ class Work:
         return self._done(served, found, embedder.identity, tokens, cut)
 
     async def _admitted(self, request: Request, tokens: int, compute: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Compute within the limits of the key, while the client waits, and no longer than is allowed."""
+        """Compute within the limits of the key, while the client waits, and no longer than is allowed.
+
+        Raises:
+            ClientGone: The client went first.
+            TimeoutError: It took too long.
+        """
         with self._admission.slot(request.scope["state"]["key"], tokens):
-            async with asyncio.timeout(self._settings.timeout_s):
-                return await _while_connected(request, compute())
+            try:
+                async with asyncio.timeout(self._settings.timeout_s) as limit:
+                    watch = asyncio.create_task(_end_when_gone(request, limit))
+                    try:
+                        return await compute()
+                    finally:
+                        watch.cancel()
+            except TimeoutError:
+                if watch.done() and not watch.cancelled():
+                    raise ClientGone from None
+                raise
 
     def _done(self, served: Served, found: T, identity: str, tokens: int, cut: Sequence[int]) -> Done[T]:
         if cut:
@@ -214,28 +228,12 @@ class Work:
             )
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what comes of work; cancel it when the client goes away.
-
-    Raises:
-        ClientGone: The client went first.
-    """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
-    finally:
-        for each in (task, gone):
-            each.cancel()
-        # Both have come to their end before this call does, and nothing of them is lost in silence.
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
+async def _end_when_gone(request: Request, limit: asyncio.Timeout) -> None:
+    """Have the time be up as soon as nobody waits any more: what is computed then is cancelled by the same road."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    if not limit.expired():
+        limit.reschedule(0)
 
 
 async def _counted(count: Callable[[], tuple[int, list[int]]], *texts: Sequence[str]) -> tuple[int, list[int]]:

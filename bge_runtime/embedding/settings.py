@@ -17,6 +17,7 @@ from bge_runtime.errors import ConfigurationError
 from bge_runtime.inputs.prepared import RoleText
 from bge_runtime.inputs.tokenizing import Framed
 from bge_runtime.loading.source import ModelSource
+from bge_runtime.locks import cached_property
 from bge_runtime.models.hub import weights_digest
 from bge_runtime.models.spec import ModelSpec
 from bge_runtime.vectors.similarity import unit_rows
@@ -26,7 +27,7 @@ __all__ = ["Encoding", "Vectors"]
 Vectors = NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Encoding:
     """How texts become vectors.
 
@@ -108,7 +109,7 @@ class Encoding:
         """The vectors of no texts."""
         return np.empty((0, self.dimension), dtype=np.float32)
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Digest of exactly what changes the vectors of queries."""
         instructions = self.instructions
@@ -117,7 +118,7 @@ class Encoding:
         more = filter(None, [instructions.examples, self.source.query_map_digest])
         return self._digest([instructions.query, template, *more])
 
-    @property
+    @cached_property
     def document_identity(self) -> str:
         """Digest of exactly what changes the vectors of documents."""
         return self._digest([])

@@ -6,18 +6,19 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from bge_runtime import InputError
+from bge_runtime.serving import routing
 from bge_runtime.serving.answers import json_answer
 from bge_runtime.serving.forms import in_form, text_of
 from bge_runtime.serving.work import Work
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = routing.router()
 Form = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 
 

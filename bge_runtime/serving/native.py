@@ -6,11 +6,12 @@ import base64
 import re
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from bge_runtime import EncodedTexts, InputError
+from bge_runtime.serving import routing
 from bge_runtime.serving.answers import json_answer
 from bge_runtime.serving.forms import in_base64, text_of
 from bge_runtime.serving.openai import INPUT_TYPES
@@ -18,7 +19,7 @@ from bge_runtime.serving.work import Done, Work
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = routing.router()
 Output = Literal["dense", "sparse", "multi_vector"]
 _DATA = re.compile(r"data:image/[\w.+-]+;base64,")
 

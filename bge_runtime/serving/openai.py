@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from bge_runtime import Embedder, InputError
+from bge_runtime.serving import routing
 from bge_runtime.serving.answers import json_answer
 from bge_runtime.serving.forms import in_base64
 from bge_runtime.serving.models import Role, Served
@@ -16,7 +17,7 @@ from bge_runtime.serving.work import Work
 
 __all__ = ["INPUT_TYPES", "router"]
 
-router = APIRouter()
+router = routing.router()
 # As OpenAI's clients have no name for it, those of Cohere, Voyage and Jina.
 INPUT_TYPES: dict[str, Role] = {
     "query": "query",

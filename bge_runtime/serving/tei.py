@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 import bge_runtime
+from bge_runtime.serving import routing
 from bge_runtime.serving.answers import json_answer
 from bge_runtime.serving.models import Role
 from bge_runtime.serving.work import Work
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = routing.router()
 
 
 class EmbedRequest(BaseModel):

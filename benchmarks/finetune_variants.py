@@ -53,7 +53,9 @@ def trained(variant: str, options: argparse.Namespace, data: TrainingData, cache
         settings = replace(settings, negatives=3)
     elif variant == "distillation":
         settings, teacher = replace(settings, negatives=3), Reranker(MODEL)
-    mined = mine(data, base, negatives=settings.negatives, teacher=teacher)
+    mined = mine(data, base, negatives=settings.negatives)
+    if teacher is not None:  # which says itself what is no negative: questions that lack some get those near the margin
+        mined = mine(mined.data, base, negatives=settings.negatives, relative_margin=None, teacher=teacher)
     done: Trained = train_embedder(
         mined.data,
         out,

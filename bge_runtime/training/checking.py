@@ -300,7 +300,7 @@ def _check_scores(found: _Findings, examples: Sequence[Example], settings: Train
         elif len(each.negatives) < settings.negatives:
             message = (
                 f"has {len(each.negatives)} negatives with a teacher's score, where negatives={settings.negatives}. "
-                "Mine more of them, or ask for fewer."
+                "Mine again with a smaller relative_margin (what is there is kept), or ask for fewer."
             )
             found.add("few-scored-negatives", each.where, message, is_error=True)
     if scored and all(len({*each.positive_scores, *each.negative_scores}) == 1 for each in scored):

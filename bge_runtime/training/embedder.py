@@ -197,7 +197,8 @@ def rows_of(data: TrainingData, settings: TrainingSettings, *, with_scores: bool
             if with_scores:
                 raise InputError(
                     f"{example.where or 'An example'} has {len(negatives)} negatives with a teacher's score, where "
-                    f"negatives={settings.negatives}. Mine more of them, or ask for fewer."
+                    f"negatives={settings.negatives}. Mine again with a smaller relative_margin (what is there is "
+                    "kept), or ask for fewer."
                 )
             chance = random.Random(f"{settings.seed} {example.query}")
             known = {*example.positives, *negatives}

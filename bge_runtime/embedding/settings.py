@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from bge_runtime.errors import ConfigurationError
 from bge_runtime.inputs.prepared import RoleText
 from bge_runtime.inputs.tokenizing import Framed
 from bge_runtime.loading.source import ModelSource
-from bge_runtime.locks import cached_property
 from bge_runtime.models.hub import weights_digest
 from bge_runtime.models.spec import ModelSpec
 from bge_runtime.vectors.similarity import unit_rows
@@ -27,7 +26,7 @@ __all__ = ["Encoding", "Vectors"]
 Vectors = NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Encoding:
     """How texts become vectors.
 
@@ -48,6 +47,8 @@ class Encoding:
     truncate_dim: int | None
     dimension: int
     max_length: int
+    # By the query's side. Without a lock: it would hold up one model while the files of another are read.
+    _digests: dict[tuple[str, ...], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -109,7 +110,7 @@ class Encoding:
         """The vectors of no texts."""
         return np.empty((0, self.dimension), dtype=np.float32)
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """Digest of exactly what changes the vectors of queries."""
         instructions = self.instructions
@@ -118,7 +119,7 @@ class Encoding:
         more = filter(None, [instructions.examples, self.source.query_map_digest])
         return self._digest([instructions.query, template, *more])
 
-    @cached_property
+    @property
     def document_identity(self) -> str:
         """Digest of exactly what changes the vectors of documents."""
         return self._digest([])
@@ -135,22 +136,25 @@ class Encoding:
         """Digest of exactly what changes the outputs of further heads."""
         return f"{self.token_identity} {weights_digest(self.source.folder, heads=True)}"
 
-    def _digest(self, query_side: list[str]) -> str:
-        source, instructions = self.source, self.instructions
-        return digest(
-            [
-                source.weights_digest,
-                source.spec.pooling,
-                self.normalize,
-                self.dimension,
-                self.max_length,
-                instructions.document,
-                source.precision_class,
-                source.vector_arguments,
-                *(["joined lines"] if instructions.joins_lines else []),
-                *query_side,
-            ]
-        )
+    def _digest(self, query_side: Sequence[str]) -> str:
+        key = tuple(query_side)
+        if key not in self._digests:
+            source, instructions = self.source, self.instructions
+            self._digests[key] = digest(
+                [
+                    source.weights_digest,
+                    source.spec.pooling,
+                    self.normalize,
+                    self.dimension,
+                    self.max_length,
+                    instructions.document,
+                    source.precision_class,
+                    source.vector_arguments,
+                    *(["joined lines"] if instructions.joins_lines else []),
+                    *query_side,
+                ]
+            )
+        return self._digests[key]
 
 
 def digest(parts: Sequence[object]) -> str:

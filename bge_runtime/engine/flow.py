@@ -213,7 +213,7 @@ async def drive(flow: Flow[T], pool: PreparePool) -> T:
     call = _Driven(flow, pool)
     try:
         return await asyncio.wrap_future(call.result)
-    except asyncio.CancelledError:
+    except BaseException:  # that nobody awaits it any more, too
         call.cancel()
         raise
 
@@ -230,6 +230,7 @@ class _Driven(Generic[T]):
         self.result = Promise[T]()
         self._flow = flow
         self._pool = pool
+        self._loop = asyncio.get_running_loop()
         self._waits_for: Future[Any] | None = None
         self._is_cancelled = False
         self._step(None)
@@ -239,6 +240,11 @@ class _Driven(Generic[T]):
         self._is_cancelled = True
         if (future := self._waits_for) is not None:
             future.cancel()
+
+    @property
+    def _is_unwanted(self) -> bool:
+        """Whether nobody waits: a loop that was closed has cancelled nothing."""
+        return self._is_cancelled or self._loop.is_closed()
 
     def _step(self, value: Any) -> None:
         self._follow(self._pool.submit(_advance, self._flow, value), self._stepped)
@@ -252,34 +258,41 @@ class _Driven(Generic[T]):
 
     def _stepped(self, advance: Future[Any]) -> None:
         """Go on after a step, on the thread that made it."""
-        try:
-            wanted, found = advance.result()
-            if callable(wanted) and not self._is_cancelled:
-                wanted = self._pool.submit_heavy(wanted)
-        except BaseException as error:  # noqa: BLE001 - it is the caller's
+        if (error := _error_of(advance)) is not None:
             self._end(error)
             return
+        wanted, found = advance.result()
         # The body has ended: `_advance` gives its result in place of something to wait for.
         if wanted is None:
             self._end(found=found)
-        elif self._is_cancelled:
+        elif self._is_unwanted:
             self._end(CancelledError())
         else:
-            self._follow(wanted, self._answered)
+            try:
+                future = wanted if isinstance(wanted, Future) else self._pool.submit_heavy(wanted)
+            except BaseException as problem:  # noqa: BLE001 - it is the caller's
+                self._end(problem)
+            else:
+                self._follow(future, self._answered)
 
     def _answered(self, future: Future[Any]) -> None:
         """Go on with what the body has waited for, on the thread that brought it, which does not do the body's work."""
-        try:
-            value = future.result()
-            if self._is_cancelled:
-                raise CancelledError
-            self._step(value)
-        except BaseException as error:  # noqa: BLE001 - it is the caller's
+        if (error := _error_of(future)) is not None:
             self._end(error)
+        elif self._is_unwanted:
+            self._end(CancelledError())
+        else:
+            try:
+                self._step(future.result())
+            except BaseException as problem:  # noqa: BLE001 - it is the caller's
+                self._end(problem)
 
     def _end(self, error: BaseException | None = None, found: T | None = None) -> None:
         self._waits_for = None  # it refers to this call again
-        self._flow.close()
+        try:
+            self._flow.close()
+        except BaseException as problem:  # noqa: BLE001 - it is the caller's: nothing else may keep the result from it
+            error = problem
         if isinstance(error, CancelledError):
             self.result.cancel()
         if not self.result.set_running_or_notify_cancel():
@@ -288,6 +301,11 @@ class _Driven(Generic[T]):
             self.result.set_result(cast("T", found))
         else:
             self.result.set_exception(error)
+
+
+def _error_of(future: Future[Any]) -> BaseException | None:
+    """Return why a future has no result, without raising it: many calls share one, and each would add its traceback."""
+    return CancelledError() if future.cancelled() else future.exception()
 
 
 def _advance(flow: Flow[T], value: Any) -> tuple[Future[Any] | Callable[[], Any] | None, T | None]:

@@ -65,4 +65,4 @@ def _understood(body: bytes, request: Request, wanted: type[BaseModel]) -> BaseM
 
 def _is_json(content_type: str) -> bool:
     main, _, kind = content_type.partition(";")[0].strip().lower().partition("/")
-    return main == "application" and (kind == "json" or kind.endswith("+json"))
+    return main == "application" and "/" not in kind and (kind == "json" or kind.endswith("+json"))

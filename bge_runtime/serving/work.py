@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -198,15 +199,16 @@ class Work:
             TimeoutError: It took too long.
         """
         with self._admission.slot(request.scope["state"]["key"], tokens):
+            gone = asyncio.Event()
             try:
                 async with asyncio.timeout(self._settings.timeout_s) as limit:
-                    watch = asyncio.create_task(_end_when_gone(request, limit))
+                    watch = asyncio.create_task(_end_when_gone(request, limit, gone))
                     try:
                         return await compute()
                     finally:
                         watch.cancel()
             except TimeoutError:
-                if watch.done() and not watch.cancelled():
+                if gone.is_set():
                     raise ClientGone from None
                 raise
 
@@ -228,11 +230,14 @@ class Work:
             )
 
 
-async def _end_when_gone(request: Request, limit: asyncio.Timeout) -> None:
+async def _end_when_gone(request: Request, limit: asyncio.Timeout, gone: asyncio.Event) -> None:
     """Have the time be up as soon as nobody waits any more: what is computed then is cancelled by the same road."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    if not limit.expired():
+    # Not every server says it by a message: one that has lost its client may raise.
+    with contextlib.suppress(Exception):
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+    gone.set()
+    with contextlib.suppress(RuntimeError):  # the limit was left at the same moment
         limit.reschedule(0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import traceback
 import weakref
 from concurrent.futures import Future
 
@@ -142,3 +143,54 @@ async def test_a_future_that_somebody_else_cancels_cancels_the_call(pool):
     with pytest.raises(asyncio.CancelledError):
         await drive(body(log, dropped), pool)
     assert log == ["closed"]
+
+
+async def test_what_goes_wrong_when_the_body_is_closed_comes_to_the_caller_too(pool):
+    def untidy(wanted):
+        try:
+            yield wanted
+        finally:
+            raise OSError("of a broken pipe")
+
+    broken = Future()
+    broken.set_exception(ValueError("of a batch"))
+    async with asyncio.timeout(5):
+        with pytest.raises(OSError, match="of a broken pipe"):
+            await drive(untidy(broken), pool)
+
+
+def test_a_call_whose_event_loop_was_closed_ends_with_the_step_that_it_is_in(pool):
+    log, first, second = [], Future(), Future()
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(drive(body(log, first, second), pool))
+    loop.run_until_complete(asyncio.sleep(0.1))
+    loop.close()  # without having cancelled anything, as after an interrupt
+    first.set_result(1)
+    asyncio.run(ended(log))
+    assert log == ["closed"]
+    assert not task.done()
+    task._log_destroy_pending = False
+
+
+async def test_a_call_that_nobody_awaits_any_more_goes_on_no_more(pool):
+    log, wanted = [], Future()
+    call = drive(body(log, wanted, Future()), pool)
+    call.send(None)
+    await asyncio.sleep(0.1)
+    call.close()
+    await ended(log)
+    assert log == ["closed"]
+    assert wanted.cancelled()
+
+
+async def test_an_error_that_many_calls_share_does_not_grow_with_them(pool):
+    futures = [Future() for _ in range(50)]
+    calls = [asyncio.create_task(drive(body([], each), pool)) for each in futures]
+    await asyncio.sleep(0.1)
+    shared = ValueError("of a batch")
+    for each in futures:
+        each.set_exception(shared)  # while the event loop looks elsewhere
+    for call in calls:
+        with pytest.raises(ValueError, match="of a batch"):
+            await call
+    assert len(traceback.format_exception(shared)) < 20

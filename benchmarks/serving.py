@@ -6,10 +6,10 @@ Server and calls in process are measured in turn, each in a process of its own, 
 changes from one minute to the next. So is infinity's server where --infinity names its program, which
 `make .benchmarks/venvs/infinity/.ready` installs. All have the same checkpoint, the packaged all-MiniLM-L6-v2 or a
 folder that --model names, and the same 40 queries of SciFact; callers over HTTP keep their connections, and do no more
-than send requests and find the ends of answers. Exit status 1 when a lone query costs 3 ms more than in
-process, 64 callers get less than 0.9 of the throughput in process or less than 1.5 times infinity's, or the slowest
-hundredth of queries takes five times as long while others ingest. Results go to benchmarks/results/serving.json, or
-where --results says.
+than send requests and find the ends of answers. Exit status 1 when a lone query costs 3 ms more than in process, 64
+callers get less than 0.9 of the throughput in process or less than 1.5 times infinity's, or the slowest hundredth of
+queries takes five times as long while others ingest. Results go to benchmarks/results/serving.json, or where --results
+says.
 """
 
 from __future__ import annotations
